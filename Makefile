@@ -1,0 +1,44 @@
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := sb3_diffusion tests examples benchmarks
+
+.PHONY: install demo test pytest format lint type doc build clean
+
+# The environment is made once, and again when what it is made from changes
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[extra,tests,docs]'
+	touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+test: install
+	$(BIN)/python -m pytest
+
+pytest: install
+	$(BIN)/python -m pytest --cov --cov-report=term-missing
+
+format: install
+	$(BIN)/ruff check --select I --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+lint: install
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+type: install
+	$(BIN)/mypy
+
+doc: install
+	$(BIN)/sphinx-build --fail-on-warning --keep-going docs docs/_build/html
+
+build: install
+	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist docs/_build demo

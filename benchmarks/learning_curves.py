@@ -1,0 +1,146 @@
+"""
+Learning curves of DiffSAC and SAC on one environment, with equal network sizes and settings.
+
+Each run is written to ``<out>/<env>/<algo>_seed<seed>.json`` when it ends and is skipped when that file is there, so an
+interrupted campaign goes on where it stopped; ``--report`` turns the files into a table and a figure.
+
+Example::
+
+    python benchmarks/learning_curves.py --env HalfCheetah-v5 --steps 50000 --learning-starts 5000 --diffusion-steps 5
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch as th
+from stable_baselines3 import SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+
+class EvaluationPoints(BaseCallback):
+    """
+    Evaluate at every ``every`` steps of the environment and keep the results.
+
+    :param env_id: environment to evaluate on
+    :param every: steps of the environment between two evaluations
+    :param n_episodes: episodes of each evaluation
+    """
+
+    def __init__(self, env_id: str, every: int, n_episodes: int):
+        super().__init__()
+        self.eval_env = make_vec_env(env_id, seed=10_000)
+        self.every = every
+        self.n_episodes = n_episodes
+        self.points: list[dict[str, float]] = []
+        self.started = time.process_time()
+        self.evaluation_time = 0.0
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps % self.every == 0:
+            self._evaluate()
+        return True
+
+    def _evaluate(self) -> None:
+        started = time.process_time()
+        random_state = th.get_rng_state()
+        point = {"step": float(self.num_timesteps)}
+        for name, deterministic in (("return", True), ("stochastic_return", False)):
+            returns, _ = evaluate_policy(
+                self.model, self.eval_env, self.n_episodes, deterministic=deterministic, return_episode_rewards=True
+            )
+            point[name], point[f"{name}_std"] = float(np.mean(returns)), float(np.std(returns))
+        # An evaluation must not change the training run that it looks at
+        th.set_rng_state(random_state)
+        self.evaluation_time += time.process_time() - started
+        point["cpu_seconds"] = time.process_time() - self.started - self.evaluation_time
+        self.points.append(point)
+        print(f"{type(self.model).__name__}: {point}", flush=True)
+
+
+def make_model(algo: str, env_id: str, seed: int, args: argparse.Namespace) -> BaseAlgorithm:
+    """
+    :param algo: ``sac``, ``sac-diffusion-policy`` (stock SAC with ``DiffusionSACPolicy``) or ``diffsac-<actor_loss>``
+    :param env_id: environment
+    :param seed: seed
+    :param args: the command line
+    :return: the model to train
+    """
+    common: dict[str, Any] = dict(seed=seed, learning_starts=args.learning_starts, device="cpu")
+    if algo == "sac":
+        return SAC("MlpPolicy", env_id, **common)
+    from sb3_diffusion import DiffSAC, DiffusionSACPolicy
+
+    if algo == "sac-diffusion-policy":
+        return SAC(DiffusionSACPolicy, env_id, policy_kwargs=dict(diffusion_steps=args.diffusion_steps), **common)
+    return DiffSAC(
+        "MlpPolicy", env_id, diffusion_steps=args.diffusion_steps, actor_loss=algo.removeprefix("diffsac-"), **common
+    )
+
+
+def run(task: tuple[str, int, argparse.Namespace]) -> None:
+    """
+    Train and write one run.
+
+    :param task: algorithm, seed and the command line
+    """
+    algo, seed, args = task
+    path = result_path(algo, seed, args)
+    if path.exists():
+        return
+    th.set_num_threads(1)
+    callback = EvaluationPoints(args.env, args.eval_every, args.eval_episodes)
+    make_model(algo, args.env, seed, args).learn(args.steps, callback=callback)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "jobs", "report", "seeds", "algos")}
+    path.with_suffix(".tmp").write_text(
+        json.dumps({"algo": algo, "seed": seed, "settings": settings, "points": callback.points}, indent=1) + "\n"
+    )
+    path.with_suffix(".tmp").rename(path)
+
+
+def result_path(algo: str, seed: int, args: argparse.Namespace) -> Path:
+    """
+    :param algo: algorithm
+    :param seed: seed
+    :param args: the command line
+    :return: where this run's result stands
+    """
+    return Path(args.out) / f"{args.env}_K{args.diffusion_steps}" / f"{algo}_seed{seed}.json"
+
+
+def parse_args() -> argparse.Namespace:
+    """
+    :return: the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="HalfCheetah-v5")
+    parser.add_argument("--steps", type=int, default=50_000)
+    parser.add_argument("--learning-starts", type=int, default=5_000)
+    parser.add_argument("--diffusion-steps", type=int, default=5)
+    parser.add_argument("--eval-every", type=int, default=10_000)
+    parser.add_argument("--eval-episodes", type=int, default=10)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--algos", nargs="+", default=["sac", "diffsac-adjoint", "diffsac-pathwise", "diffsac-diffusion_value"]
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    tasks = [(algo, seed, arguments) for seed in arguments.seeds for algo in arguments.algos]
+    with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
+        pool.map(run, tasks, chunksize=1)

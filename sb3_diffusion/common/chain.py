@@ -1,0 +1,235 @@
+"""
+The denoising chain: its kernels, samples, densities and the bound on its entropy, as functions of tensors.
+
+Notation and equations follow DMERL (arXiv 2512.02019): ``x_K`` is noise, step ``k`` goes from ``x_k`` to ``x_{k-1}``, and the action is
+``tanh(x_0)``. All kernels are diagonal Gaussians. A *control function* is any callable ``(x_k, k) -> (u, rho)``, with ``k`` an
+integer or a tensor with one step for each row.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch as th
+from torch.nn import functional as F
+
+from sb3_diffusion.common.noise_schedule import NoiseSchedule
+
+Step = int | th.Tensor
+ControlFn = Callable[[th.Tensor, Step], tuple[th.Tensor, th.Tensor]]
+
+
+class Chain(NamedTuple):
+    """
+    A batch of sampled chains.
+
+    :param x: ``x[k]`` is ``x_k``, (K+1, B, d)
+    :param noise: ``noise[K]`` made ``x_K`` and ``noise[k-1]`` made ``x_{k-1}``, (K+1, B, d)
+    :param u: ``u[k-1]`` is the control of step ``k``, (K, B, d)
+    :param rho: ``rho[k-1]`` is the log-ratio of standard deviations of step ``k``, (K, B, d)
+    """
+
+    x: th.Tensor
+    noise: th.Tensor
+    u: th.Tensor
+    rho: th.Tensor
+
+    @property
+    def action(self) -> th.Tensor:
+        """The squashed result ``tanh(x_0)``, (B, d)."""
+        return th.tanh(self.x[0])
+
+    @property
+    def log_ratio(self) -> th.Tensor:
+        """``log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)`` of every step, (K, B); row ``k-1`` belongs to step ``k``."""
+        return kernel_log_ratio(self.u, self.rho, self.noise[:-1])
+
+    @property
+    def kl(self) -> th.Tensor:
+        """``KL_k`` of every step against the reference kernel, (K, B); row ``k-1`` belongs to step ``k``."""
+        return kernel_kl(self.u, self.rho)
+
+    def rows(self, start: int, stop: int) -> "Chain":
+        """
+        :param start: first row
+        :param stop: row after the last
+        :return: the chains of these rows of the batch
+        """
+        return Chain(*(tensor[:, start:stop] for tensor in self))
+
+
+def at_step(values: th.Tensor, step: Step) -> th.Tensor:
+    """
+    :param values: a buffer of the noise schedule, (K+1,)
+    :param step: ``k``, one for all or one for each row, (..., B)
+    :return: the value of each step, a scalar or (..., B, 1)
+    """
+    return values[step] if isinstance(step, int) else values[step].unsqueeze(-1)
+
+
+def gaussian_log_prob(x: th.Tensor, mean: th.Tensor | float, std: th.Tensor | float) -> th.Tensor:
+    """
+    Log-density of a diagonal Gaussian.
+
+    :param x: where, (..., d)
+    :param mean: mean, a number or (..., d)
+    :param std: standard deviation, a number or (..., d)
+    :return: log-density in nats, (...)
+    """
+    log_std = math.log(std) if isinstance(std, float) else th.log(std)
+    return (-0.5 * ((x - mean) / std) ** 2 - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+
+def denoising_kernel(
+    schedule: NoiseSchedule, u: th.Tensor, rho: th.Tensor, x: th.Tensor, step: Step
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    The policy's kernel ``q(x_{k-1} | x_k, s)``. With ``u = rho = 0`` it is the reference kernel ``r(x_{k-1} | x_k)``.
+
+    :param schedule: noise schedule
+    :param u: control, (..., B, d)
+    :param rho: log-ratio of standard deviations, (..., B, d)
+    :param x: ``x_k``, (..., B, d)
+    :param step: ``k``, one for all or one for each row, (..., B)
+    :return: mean and standard deviation of ``x_{k-1}``, each (..., B, d)
+    """
+    std = at_step(schedule.std, step)
+    return at_step(schedule.mean_coef, step) * x + std * u, std * th.exp(rho)
+
+
+def kernel_kl(u: th.Tensor, rho: th.Tensor) -> th.Tensor:
+    """
+    Closed form of ``KL_k = KL(q(. | x_k, s) || r(. | x_k))``. In units of the reference kernel it does not depend on the schedule.
+
+    :param u: control, (..., d)
+    :param rho: log-ratio of standard deviations, (..., d)
+    :return: KL in nats, (...)
+    """
+    return (0.5 * (th.exp(2 * rho) + u**2 - 1) - rho).sum(dim=-1)
+
+
+def kernel_log_ratio(u: th.Tensor, rho: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    """
+    ``log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)`` at the sample that ``noise`` makes; its mean over the noise is :func:`kernel_kl`.
+
+    :param u: control, (..., d)
+    :param rho: log-ratio of standard deviations, (..., d)
+    :param noise: standard normal noise of the sample, (..., d)
+    :return: log-ratio in nats, (...)
+    """
+    return (0.5 * ((u + th.exp(rho) * noise) ** 2 - noise**2) - rho).sum(dim=-1)
+
+
+def implied_score(schedule: NoiseSchedule, u: th.Tensor, x: th.Tensor, step: Step) -> th.Tensor:
+    """
+    The score ``grad_x log q(x_k | s)`` that a control stands for.
+
+    :param schedule: noise schedule
+    :param u: control, (..., B, d)
+    :param x: ``x_k``, (..., B, d)
+    :param step: ``k``, one for all or one for each row, (..., B)
+    :return: score, (..., B, d)
+    """
+    return -x / schedule.prior_std**2 + at_step(schedule.mean_coef / schedule.std, step) * u
+
+
+def draw_noise(schedule: NoiseSchedule, batch_size: int, action_dim: int, deterministic: bool = False) -> th.Tensor:
+    """
+    :param schedule: noise schedule
+    :param batch_size: number of chains B
+    :param action_dim: dimension d of the action
+    :param deterministic: zeros, so that the chain starts at 0 and follows the kernels' means
+    :return: the noises of a batch of chains, (K+1, B, d)
+    """
+    make = th.zeros if deterministic else th.randn
+    return make(schedule.diffusion_steps + 1, batch_size, action_dim, device=schedule.beta.device)
+
+
+def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor) -> Chain:
+    """
+    Sample chains by reparameterisation. Gradients flow to the control function through every step, unless they are switched off.
+
+    :param control_fn: control function
+    :param schedule: noise schedule
+    :param noise: standard normal noises, (K+1, B, d)
+    :return: the chains
+    :raises ValueError: if the noise has not one row for each of ``x_K .. x_0``
+    """
+    n_steps = schedule.diffusion_steps
+    if noise.ndim != 3 or len(noise) != n_steps + 1:
+        raise ValueError(f"noise of shape {tuple(noise.shape)}: a chain of {n_steps} steps needs ({n_steps + 1}, batch, action)")
+    x = noise[n_steps] * schedule.prior_std
+    latents, controls, log_std_ratios = [x], [], []
+    for step in range(n_steps, 0, -1):
+        u, rho = control_fn(x, step)
+        mean, std = denoising_kernel(schedule, u, rho, x, step)
+        x = mean + std * noise[step - 1]
+        latents.append(x)
+        controls.append(u)
+        log_std_ratios.append(rho)
+    return Chain(th.stack(latents[::-1]), noise, th.stack(controls[::-1]), th.stack(log_std_ratios[::-1]))
+
+
+def path_log_ratio(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
+    """
+    ``L = log N(x_0; 0, nu^2 I) + sum_k [log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)]``. By the data-processing inequality
+    its mean is at least the mean log-density of ``x_0`` (DMERL).
+
+    :param schedule: noise schedule
+    :param chain: chains
+    :return: log-ratio of each path in nats, (B,)
+    """
+    return gaussian_log_prob(chain.x[0], 0.0, schedule.prior_std) + chain.log_ratio.sum(dim=0)
+
+
+def path_log_ratio_noising(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
+    """
+    The same number as :func:`path_log_ratio` from the noising kernels: the noising process is reversible, so that
+    ``L = log p(x_K) + sum_k [log q(x_{k-1} | x_k, s) - log pi(x_k | x_{k-1})]``.
+
+    :param schedule: noise schedule
+    :param chain: chains
+    :return: log-ratio of each path in nats, (B,)
+    """
+    steps = th.arange(1, len(chain.x), device=chain.x.device)[:, None]
+    zeros = th.zeros_like(chain.u)
+    denoising = gaussian_log_prob(chain.x[:-1], *denoising_kernel(schedule, chain.u, chain.rho, chain.x[1:], steps))
+    # The noising kernel has the reference kernel's form, in the other direction
+    noising = gaussian_log_prob(chain.x[1:], *denoising_kernel(schedule, zeros, zeros, chain.x[:-1], steps))
+    return gaussian_log_prob(chain.x[-1], 0.0, schedule.prior_std) + (denoising - noising).sum(dim=0)
+
+
+def squash_log_det(x: th.Tensor) -> th.Tensor:
+    """
+    ``sum_i log(1 - tanh(x_i)^2)``, the log-determinant of the squash, without the cancellation at large ``x``.
+
+    :param x: latent action, (..., d)
+    :return: log-determinant in nats, (...)
+    """
+    return (2 * (math.log(2) - x - F.softplus(-2 * x))).sum(dim=-1)
+
+
+def terminal_log_prob(schedule: NoiseSchedule, x: th.Tensor) -> th.Tensor:
+    """
+    ``log N(x_0; 0, nu^2 I) - sum_i log(1 - tanh(x_0i)^2)``: the end's share of the bound, which stands in ``V_0``.
+
+    :param schedule: noise schedule
+    :param x: ``x_0``, (..., d)
+    :return: log-density in nats, (...)
+    """
+    return gaussian_log_prob(x, 0.0, schedule.prior_std) - squash_log_det(x)
+
+
+def action_log_prob(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
+    """
+    What stands for ``log pi(a|s)``: the path log-ratio ``L`` less the squash's log-determinant. Minus its mean is a lower bound on the
+    policy's entropy; a single step from ``beta_1 = 1`` is a plain Gaussian, and there it is the log-density itself, as in SAC.
+
+    ``L_hat``, with the closed-form ``KL_k`` in place of each log-ratio, has the same mean. But at the optimum ``Q - alpha L`` is the same
+    number on every path, while ``Q - alpha L_hat`` is not: of the two ``L`` gives the critic the quieter target.
+
+    :param schedule: noise schedule
+    :param chain: chains
+    :return: log-probability bound of each action in nats, (B,)
+    """
+    return terminal_log_prob(schedule, chain.x[0]) + chain.log_ratio.sum(dim=0)

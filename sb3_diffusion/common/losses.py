@@ -1,0 +1,127 @@
+"""
+Losses of the actor, as functions of chains that have already been sampled (DMERL, arXiv 2512.02019; see ``docs``).
+
+A *latent value* is a callable ``x_0 -> V_0(s, x_0)``, (B, d) -> (B,). All three estimators descend the gradient of
+``alpha sum_k log(q_k / r_k) - V_0(s, x_0)`` in the mean, the path-space KL to the chain that ends in the Boltzmann policy. The closed-form
+``KL_k`` in place of the log-ratios would have the same mean gradient, but its noise would not cancel that of ``V_0``'s prior term.
+"""
+
+from collections.abc import Callable
+
+import torch as th
+
+from sb3_diffusion.common.chain import Chain, ControlFn, denoising_kernel, kernel_log_ratio, terminal_log_prob
+from sb3_diffusion.common.noise_schedule import NoiseSchedule
+
+LatentValueFn = Callable[[th.Tensor], th.Tensor]
+Info = dict[str, th.Tensor]
+
+
+def latent_value_fn(
+    q_fn: Callable[[th.Tensor], th.Tensor], schedule: NoiseSchedule, ent_coef: th.Tensor
+) -> LatentValueFn:
+    """
+    ``V_0(s, x) = min_i Q_i(s, tanh x) - alpha [log N(x; 0, nu^2) - sum log(1 - tanh^2 x)]``.
+
+    :param q_fn: the least of the critics' values of an action, (B, d) -> (B,)
+    :param schedule: noise schedule
+    :param ent_coef: temperature alpha
+    :return: the latent value as a function of ``x_0``
+    """
+    return lambda x: q_fn(th.tanh(x)) - ent_coef * terminal_log_prob(schedule, x)
+
+
+def value_and_gradient(value_fn: LatentValueFn, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param value_fn: a value of latent actions
+    :param x: latent actions, (..., d)
+    :return: the value, (...), and its gradient with respect to the latent action, (..., d), both detached. The networks' weights get none
+    """
+    with th.enable_grad():
+        x = x.detach().requires_grad_(True)
+        value = value_fn(x)
+        (gradient,) = th.autograd.grad(value.sum(), x)
+    return value.detach(), gradient
+
+
+def draw_steps(n_steps: int, n_drawn: int, batch_size: int, device: th.device) -> th.Tensor:
+    """
+    :param n_steps: number of denoising steps K
+    :param n_drawn: how many different steps to draw for each sample, from 1; all of them from K on
+    :param batch_size: number of samples B
+    :param device: where the result is needed
+    :return: steps between 1 and K, each equally likely, (min(n_drawn, K), B)
+    """
+    if n_drawn >= n_steps:
+        return th.arange(1, n_steps + 1, device=device)[:, None].expand(-1, batch_size)
+    return th.rand(n_steps, batch_size, device=device).argsort(dim=0)[:n_drawn] + 1
+
+
+def pathwise_loss(chain: Chain, value_gradient: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+    """
+    Back-propagation through the whole chain, as in DIME (arXiv 2502.02316): exact, in time and memory that grow with K.
+
+    :param chain: chains sampled with gradients
+    :param value_gradient: gradient of ``V_0(s, x_0)``, (B, d)
+    :param ent_coef: temperature alpha
+    :return: loss, a scalar
+    """
+    return (ent_coef * chain.log_ratio.sum(dim=0) - (value_gradient * chain.x[0]).sum(dim=-1)).mean()
+
+
+def step_loss(
+    control_fn: ControlFn,
+    schedule: NoiseSchedule,
+    chain: Chain,
+    steps: th.Tensor,
+    value_gradient: th.Tensor,
+    ent_coef: th.Tensor,
+) -> th.Tensor:
+    """
+    ``sum_k [alpha log(q_k / r_k) - V_{k-1}(s, x_{k-1})]``, each step taken once more with gradients from its recorded ``x_k`` and with its
+    recorded noise, so that gradients pass through one step and memory does not grow with K.
+
+    :param control_fn: control function, with gradients
+    :param schedule: noise schedule
+    :param chain: chains sampled without gradients
+    :param steps: steps ``k`` to take, (M, B); the sum over all K is estimated from these
+    :param value_gradient: gradient of ``V_{k-1}(s, x_{k-1})`` of these steps, (M, B, d)
+    :param ent_coef: temperature alpha
+    :return: loss, a scalar
+    """
+    rows = th.arange(steps.shape[1], device=steps.device)
+    x = chain.x[steps, rows]
+    u, rho = control_fn(x, steps)
+    mean, std = denoising_kernel(schedule, u, rho, x, steps)
+    noise = chain.noise[steps - 1, rows]
+    x_prev = mean + std * noise
+    return (ent_coef * kernel_log_ratio(u, rho, noise) - (value_gradient * x_prev).sum(dim=-1)).mean() * len(chain.u)
+
+
+def lean_adjoint(schedule: NoiseSchedule, steps: th.Tensor, value_gradient: th.Tensor) -> th.Tensor:
+    """
+    Lean adjoint (Adjoint Matching, arXiv 2409.08861; Adjoint Sampling, arXiv 2504.11713): the gradient at the chain's end carried
+    back along the reference dynamics, which are linear. Stands for the gradient of ``V_{k-1}(s, x_{k-1})`` in :func:`step_loss`.
+
+    At the optimum its conditional mean given ``x_{k-1}`` is that gradient, for any number of steps: there ``V_{k-1}`` is alpha times the
+    log-ratio of the latent's density to the prior's, whose gradient is this mean by the target score identity (De Bortoli et al., 2024,
+    arXiv 2402.08667) and Tweedie's formula. Elsewhere it neglects the curvature of the steps that follow.
+
+    :param schedule: noise schedule
+    :param steps: steps ``k``, (M, B)
+    :param value_gradient: gradient of ``V_0(s, x_0)``, (B, d)
+    :return: ``sqrt(alpha_bar_{k-1})`` times the gradient, (M, B, d)
+    """
+    return schedule.alpha_bar[steps - 1].sqrt().unsqueeze(-1) * value_gradient
+
+
+def returns_along_chain(log_ratio: th.Tensor, value: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+    """
+    Soft returns from each step of a chain to its end, ``G_k = V_0(s, x_0) - alpha sum_{j <= k} log(q_j / r_j)``: targets of ``V_k(s, x_k)``.
+
+    :param log_ratio: log-ratios of the steps, (K, B)
+    :param value: ``V_0(s, x_0)``, (B,)
+    :param ent_coef: temperature alpha
+    :return: ``G_0 .. G_K``, (K+1, B)
+    """
+    return value - ent_coef * th.cat((th.zeros_like(log_ratio[:1]), log_ratio.cumsum(dim=0)))

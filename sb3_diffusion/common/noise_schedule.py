@@ -1,0 +1,138 @@
+"""Noise schedules: how much noise each step of the chain adds, and what follows from it."""
+
+import math
+from collections.abc import Callable
+
+import torch as th
+from torch import nn
+
+# The last kernel must keep some width, or its density and KL would be infinite
+MIN_BETA = 1e-4
+
+# Rates of the variance-preserving SDE (Song et al., 2021, arXiv 2011.13456, appendix C), in noise per unit of chain time
+BETA_MIN, BETA_MAX = 0.1, 20.0
+
+
+def cosine_betas(n_steps: int) -> th.Tensor:
+    """
+    Cosine schedule of Nichol & Dhariwal (2021, arXiv 2102.09672, equation 17), ending at ``alpha_bar_K = 0``.
+
+    :param n_steps: number of denoising steps K
+    :return: ``beta_1 .. beta_K``, shape (K,), float64; ``beta_K = 1``
+    """
+    offset = 0.008
+    time = th.linspace(0, 1, n_steps + 1, dtype=th.float64)
+    alpha_bar = th.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
+    # cos(pi / 2) is not exactly zero in floating point
+    alpha_bar[-1] = 0.0
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]
+
+
+def linear_betas(n_steps: int) -> th.Tensor:
+    """
+    Noise whose rate grows linearly in time, integrated exactly over each step, so that the total does not depend on K.
+
+    :param n_steps: number of denoising steps K
+    :return: ``beta_1 .. beta_K``, shape (K,), float64
+    """
+    time = th.linspace(0, 1, n_steps + 1, dtype=th.float64)
+    total_rate = BETA_MIN * time + 0.5 * (BETA_MAX - BETA_MIN) * time**2
+    return 1 - th.exp(total_rate[:-1] - total_rate[1:])
+
+
+def constant_betas(n_steps: int) -> th.Tensor:
+    """
+    The same noise at every step, with the same total as :func:`linear_betas`.
+
+    :param n_steps: number of denoising steps K
+    :return: ``beta_1 .. beta_K``, shape (K,), float64
+    """
+    rate = 0.5 * (BETA_MIN + BETA_MAX)
+    return th.full((n_steps,), 1 - math.exp(-rate / n_steps), dtype=th.float64)
+
+
+NOISE_SCHEDULES: dict[str, Callable[[int], th.Tensor]] = {
+    "cosine": cosine_betas,
+    "linear": linear_betas,
+    "constant": constant_betas,
+}
+
+
+class NoiseSchedule(nn.Module):
+    """
+    Noise of a chain ``x_K -> ... -> x_0``. Step ``k`` goes from ``x_k`` to ``x_{k-1}``, so index ``k`` of each buffer belongs
+    to step ``k`` and index 0 is the end of the chain (``beta_0 = 0``, ``alpha_bar_0 = 1``).
+
+    The buffers are not persistent: they follow from the arguments, and must not be averaged or randomised with the weights.
+
+    :param diffusion_steps: number of denoising steps K, at least 1
+    :param name: ``"cosine"``, ``"linear"`` or ``"constant"``
+    :param prior_std: standard deviation ``nu`` of the prior of ``x_K``
+    :raises ValueError: for fewer than one step, an unknown name or a prior that is not positive and finite
+    """
+
+    steps: th.Tensor
+    beta: th.Tensor
+    mean_coef: th.Tensor
+    std: th.Tensor
+    alpha_bar: th.Tensor
+    visibility: th.Tensor
+    control_scale: th.Tensor
+
+    def __init__(self, diffusion_steps: int, name: str = "cosine", prior_std: float = 1.0):
+        super().__init__()
+        if isinstance(diffusion_steps, bool) or int(diffusion_steps) != diffusion_steps or diffusion_steps < 1:
+            raise ValueError(f"diffusion_steps={diffusion_steps!r}: the number of denoising steps must be an integer of at least 1")
+        if name not in NOISE_SCHEDULES:
+            raise ValueError(f"noise_schedule={name!r}: choose one of {', '.join(map(repr, NOISE_SCHEDULES))}")
+        if not (math.isfinite(prior_std) and prior_std > 0):
+            raise ValueError(f"prior_std={prior_std!r}: the standard deviation of the prior must be positive and finite")
+        self.name = name
+        self.prior_std = float(prior_std)
+        beta = NOISE_SCHEDULES[name](int(diffusion_steps)).clamp(MIN_BETA, 1.0)
+        steps = th.arange(int(diffusion_steps) + 1)
+        self._register(steps, th.cat((th.zeros(1, dtype=th.float64), beta)), th.ones_like(steps, dtype=th.float64))
+
+    def _register(self, steps: th.Tensor, beta: th.Tensor, control_scale: th.Tensor) -> None:
+        """
+        :param steps: index of each step among those the score network was trained for, (K+1,)
+        :param beta: noise of each step, (K+1,), float64
+        :param control_scale: what the score network's control is multiplied by, (K+1,), float64
+        """
+        self.register_buffer("steps", steps, persistent=False)
+        for name, value in {
+            "beta": beta,
+            "mean_coef": th.sqrt(1 - beta),
+            "std": th.sqrt(beta) * self.prior_std,
+            "alpha_bar": th.cumprod(1 - beta, dim=0),
+            # A kernel with beta_k = 1 forgets x_k, and so does the best one: the score network need not see that noise
+            "visibility": (beta < 1).double(),
+            "control_scale": control_scale,
+        }.items():
+            self.register_buffer(name, value.float(), persistent=False)
+
+    @property
+    def diffusion_steps(self) -> int:
+        """Number of denoising steps K."""
+        return len(self.beta) - 1
+
+    def respaced(self, n_steps: int) -> "NoiseSchedule":
+        """
+        A schedule of fewer steps through the same noise levels (Nichol & Dhariwal, 2021, section 4), for faster inference
+        with a network trained on this one. The control is rescaled so that the implied prediction of ``x_0`` stays the same.
+
+        :param n_steps: number of steps of the new schedule, from 1 to K
+        :return: the new schedule
+        :raises ValueError: if ``n_steps`` is out of range
+        """
+        if not 1 <= n_steps <= self.diffusion_steps:
+            raise ValueError(f"inference_steps={n_steps!r}: choose from 1 to {self.diffusion_steps}, the steps it was trained with")
+        kept = th.linspace(0, self.diffusion_steps, n_steps + 1, device=self.beta.device).round().long()
+        alpha_bar = self.alpha_bar.double()[kept]
+        beta = th.cat((alpha_bar.new_zeros(1), 1 - alpha_bar[1:] / alpha_bar[:-1]))
+        trained = self.alpha_bar.double()
+        one_step = trained[kept[1:] - 1] - trained[kept[1:]]
+        control_scale = th.sqrt((alpha_bar[:-1] - alpha_bar[1:]) / one_step)
+        schedule = NoiseSchedule(n_steps, self.name, self.prior_std)
+        schedule._register(self.steps[kept], beta, th.cat((alpha_bar.new_ones(1), control_scale)))
+        return schedule

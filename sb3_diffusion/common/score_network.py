@@ -1,0 +1,146 @@
+"""Networks of ``(s, x_k, k)``: the score network of the policy and the value network over the steps of a chain."""
+
+import math
+
+import torch as th
+from stable_baselines3.common.torch_layers import create_mlp
+from torch import nn
+
+# Bounds of the log-ratio of a kernel's standard deviation to the reference kernel's
+LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX = -5.0, 1.0
+
+TIME_FEATURES = 16
+
+
+def time_features(diffusion_steps: int, n_features: int = TIME_FEATURES) -> th.Tensor:
+    """
+    Sines and cosines of ``k / K`` at octave frequencies.
+
+    :param diffusion_steps: number of denoising steps K
+    :param n_features: number of features, even
+    :return: features of ``k = 0 .. K``, shape (K+1, n_features)
+    """
+    time = th.arange(diffusion_steps + 1, dtype=th.float64)[:, None] / diffusion_steps
+    angles = time * (math.pi / 2) * 2.0 ** th.arange(n_features // 2, dtype=th.float64)
+    return th.cat((th.sin(angles), th.cos(angles)), dim=1).float()
+
+
+class DenoisingNetwork(nn.Module):
+    """
+    A network of ``(s, x_k, k)`` in two parts. The encoder and the features' share of the head's first layer depend on the
+    observation alone: :meth:`encode` runs them once per chain. :meth:`forward` runs the small rest once per denoising step.
+
+    With an empty ``encoder_arch`` the whole network runs at every step.
+
+    :param features_dim: number of features of the observation, F
+    :param action_dim: dimension of ``x_k``, d
+    :param output_dim: number of outputs
+    :param diffusion_steps: number of denoising steps K
+    :param encoder_arch: widths of the encoder's hidden layers
+    :param denoiser_arch: widths of the head's hidden layers, at least one
+    :param activation_fn: activation of the encoder
+    :param denoiser_activation_fn: activation of the head
+    :param output_scale: factor on the initial weights of the last layer
+    :raises ValueError: if ``denoiser_arch`` is empty
+    """
+
+    time_features: th.Tensor
+
+    def __init__(
+        self,
+        features_dim: int,
+        action_dim: int,
+        output_dim: int,
+        diffusion_steps: int,
+        encoder_arch: list[int],
+        denoiser_arch: list[int],
+        activation_fn: type[nn.Module] = nn.ReLU,
+        denoiser_activation_fn: type[nn.Module] = nn.SiLU,
+        output_scale: float = 1.0,
+    ):
+        super().__init__()
+        if len(denoiser_arch) == 0:
+            raise ValueError("net_arch['denoiser']=[]: the denoising head needs at least one hidden layer")
+        self.encoder = nn.Sequential(*create_mlp(features_dim, -1, encoder_arch, activation_fn))
+        width = denoiser_arch[0]
+        self.context_layer = nn.Linear(encoder_arch[-1] if encoder_arch else features_dim, width)
+        self.time_layer = nn.Linear(TIME_FEATURES, width, bias=False)
+        self.latent_layer = nn.Linear(action_dim, width, bias=False)
+        self.head = nn.Sequential(
+            denoiser_activation_fn(), *create_mlp(width, output_dim, denoiser_arch[1:], denoiser_activation_fn)
+        )
+        with th.no_grad():
+            for param in self.head[-1].parameters():
+                param.mul_(output_scale)
+        self.register_buffer("time_features", time_features(diffusion_steps), persistent=False)
+
+    def encode(self, features: th.Tensor) -> th.Tensor:
+        """
+        :param features: features of the observation, (B, F)
+        :return: what the head needs to know of the observation, (B, W)
+        """
+        return self.context_layer(self.encoder(features))
+
+    def forward(self, context: th.Tensor, x: th.Tensor, step: int | th.Tensor) -> th.Tensor:
+        """
+        :param context: output of :meth:`encode`, (..., B, W)
+        :param x: ``x_k``, (..., B, d)
+        :param step: ``k``, one for all or one for each row, (..., B)
+        :return: output of the network, (..., B, output_dim)
+        """
+        time = self.time_layer(self.time_features[step])  # (W,) or (..., B, W)
+        return self.head(context + time + self.latent_layer(x))
+
+
+class ScoreNetwork(DenoisingNetwork):
+    """
+    The network that defines the denoising kernels.
+
+    :param features_dim: number of features of the observation, F
+    :param action_dim: dimension of ``x_k``, d
+    :param diffusion_steps: number of denoising steps K
+    :param encoder_arch: widths of the encoder's hidden layers
+    :param denoiser_arch: widths of the head's hidden layers, at least one
+    :param activation_fn: activation of the encoder
+    :param denoiser_activation_fn: activation of the head
+    :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
+    """
+
+    def __init__(
+        self,
+        features_dim: int,
+        action_dim: int,
+        diffusion_steps: int,
+        encoder_arch: list[int],
+        denoiser_arch: list[int],
+        activation_fn: type[nn.Module] = nn.ReLU,
+        denoiser_activation_fn: type[nn.Module] = nn.SiLU,
+        learn_std: bool = True,
+    ):
+        super().__init__(
+            features_dim,
+            action_dim,
+            2 * action_dim if learn_std else action_dim,
+            diffusion_steps,
+            encoder_arch,
+            denoiser_arch,
+            activation_fn,
+            denoiser_activation_fn,
+            # Near zero the policy starts as the prior
+            output_scale=0.1,
+        )
+        self.learn_std = learn_std
+
+    def control(self, context: th.Tensor, x: th.Tensor, step: int | th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param context: output of :meth:`encode`, (..., B, W)
+        :param x: ``x_k``, (..., B, d)
+        :param step: ``k``, one for all or one for each row, (..., B)
+        :return: control ``u``, the shift of the kernel's mean in standard deviations of the reference kernel, and ``rho``, the log-ratio
+            of the two standard deviations, each (..., B, d)
+        """
+        output = self(context, x, step)
+        if not self.learn_std:
+            return output, th.zeros_like(output)
+        u, rho = output.chunk(2, dim=-1)
+        return u, rho.clamp(LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX)

@@ -1,0 +1,204 @@
+import math
+
+import pytest
+import torch as th
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+
+from sb3_diffusion.common.chain import (
+    Chain,
+    action_log_prob,
+    denoising_kernel,
+    draw_noise,
+    gaussian_log_prob,
+    implied_score,
+    kernel_kl,
+    kernel_log_ratio,
+    path_log_ratio,
+    path_log_ratio_noising,
+    sample_chain,
+    squash_log_det,
+    terminal_log_prob,
+)
+from sb3_diffusion.common.noise_schedule import NOISE_SCHEDULES, NoiseSchedule
+
+SCHEDULES = list(NOISE_SCHEDULES)
+
+
+def zero_control(x, step):
+    return th.zeros_like(x), th.zeros_like(x)
+
+
+def some_control(x, step):
+    """A nonlinear control function that depends on the step."""
+    return 0.8 * th.sin(x + step) + 0.4, -0.3 - 0.2 * th.cos(x)
+
+
+def sample(schedule, control_fn=some_control, batch_size=1000, action_dim=2) -> Chain:
+    return sample_chain(control_fn, schedule, draw_noise(schedule, batch_size, action_dim))
+
+
+def test_gaussian_log_prob_by_hand():
+    # -0.5 * ((1 - 0.5) / 2)^2 - log 2 - 0.5 log(2 pi), twice
+    expected = 2 * (-0.5 * 0.0625 - math.log(2) - 0.5 * math.log(2 * math.pi))
+    x = th.ones(1, 2)
+    assert gaussian_log_prob(x, 0.5, 2.0).item() == pytest.approx(expected)
+    assert gaussian_log_prob(x, th.full((1, 2), 0.5), th.full((1, 2), 2.0)).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_kernel_kl_equals_torch(name, step):
+    schedule = NoiseSchedule(5, name, prior_std=1.7)
+    x, u, rho = th.randn(3, 2), th.randn(3, 2), th.randn(3, 2)
+    q = th.distributions.Normal(*denoising_kernel(schedule, u, rho, x, step))
+    zeros = th.zeros_like(u)
+    r = th.distributions.Normal(*denoising_kernel(schedule, zeros, zeros, x, step))
+    th.testing.assert_close(kernel_kl(u, rho), th.distributions.kl_divergence(q, r).sum(dim=-1))
+
+
+def test_reference_kernel_is_the_time_reversal_of_the_noising_kernel():
+    # N(x; 0, nu^2) pi(y|x) = N(y; 0, nu^2) r(x|y)
+    schedule = NoiseSchedule(4, "linear", prior_std=1.5)
+    x, y, zeros = th.randn(10, 1), th.randn(10, 1), th.zeros(10, 1)
+    for step in range(1, 5):
+        noising = gaussian_log_prob(y, *denoising_kernel(schedule, zeros, zeros, x, step))
+        reference = gaussian_log_prob(x, *denoising_kernel(schedule, zeros, zeros, y, step))
+        th.testing.assert_close(gaussian_log_prob(x, 0.0, 1.5) + noising, gaussian_log_prob(y, 0.0, 1.5) + reference)
+
+
+def test_implied_score_of_the_prior_and_of_a_gaussian():
+    schedule = NoiseSchedule(5, prior_std=2.0)
+    x = th.randn(4, 2)
+    th.testing.assert_close(implied_score(schedule, th.zeros(4, 2), x, 3), -x / 4)
+    # A chain that ends at a known x_0 has x_k ~ N(sqrt(ab_k) x_0, (1 - ab_k) nu^2), and the mean of x_{k-1} is the posterior's
+    x_0, step, nu = 0.7, 3, 2.0
+    ab, ab_prev, beta = schedule.alpha_bar[step], schedule.alpha_bar[step - 1], schedule.beta[step]
+    u = (x_0 - ab.sqrt() * x) * (ab_prev * beta).sqrt() / (nu * (1 - ab))
+    expected = -(x - ab.sqrt() * x_0) / (nu**2 * (1 - ab))
+    th.testing.assert_close(implied_score(schedule, u, x, step), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("n_steps", [1, 2, 5, 20])
+@pytest.mark.parametrize("prior_std", [1.0, 2.5])
+def test_both_forms_of_the_log_ratio_agree(name, n_steps, prior_std):
+    schedule = NoiseSchedule(n_steps, name, prior_std).double()
+    chain = sample_chain(some_control, schedule, draw_noise(schedule, 1000, 2).double())
+    th.testing.assert_close(path_log_ratio_noising(schedule, chain), path_log_ratio(schedule, chain), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("n_steps", [1, 2, 5, 20])
+def test_without_control_the_log_ratio_is_the_log_density_of_the_prior(name, n_steps):
+    schedule = NoiseSchedule(n_steps, name, 1.3)
+    chain = sample(schedule, zero_control)
+    expected = gaussian_log_prob(chain.x[0], 0.0, 1.3)
+    assert (chain.kl == 0).all()
+    for log_ratio in (path_log_ratio_noising, path_log_ratio):
+        th.testing.assert_close(log_ratio(schedule, chain), expected, rtol=1e-4, atol=1e-4)
+    # Each step keeps the prior's variance, so the last latent has it too
+    assert chain.x[0].std().item() == pytest.approx(1.3, rel=0.1)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("n_steps", [2, 5, 10])
+def test_closed_form_kl_has_the_same_mean(name, n_steps):
+    schedule = NoiseSchedule(n_steps, name)
+    th.manual_seed(0)
+    chain = sample(schedule, batch_size=100_000)
+    path = path_log_ratio(schedule, chain)
+    reduced = gaussian_log_prob(chain.x[0], 0.0, 1.0) + chain.kl.sum(dim=0)
+    difference = path - reduced
+    assert abs(difference.mean().item()) < 4 * difference.std().item() / math.sqrt(len(difference))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_closed_form_kl_has_less_variance_for_a_narrow_policy(name):
+    # Not for every policy: near the prior the closed form has the greater variance
+    schedule = NoiseSchedule(3, name)
+    th.manual_seed(0)
+    chain = sample(schedule, lambda x, step: (-0.5 * x, th.full_like(x, -2.0)), batch_size=100_000)
+    reduced = gaussian_log_prob(chain.x[0], 0.0, 1.0) + chain.kl.sum(dim=0)
+    assert path_log_ratio(schedule, chain).var() > 2 * reduced.var()
+
+
+def test_at_the_optimum_the_path_log_ratio_is_the_log_density_of_the_target():
+    # Target N(m, nu^2): all of its chain is known, x_k ~ N(sqrt(ab_k) m, nu^2), and no path has another log-ratio than the target's
+    schedule, m = NoiseSchedule(5, "linear").double(), 0.8
+
+    def optimal_control(x, step):
+        mean_prev, mean = schedule.alpha_bar[step - 1].sqrt() * m, schedule.alpha_bar[step].sqrt() * m
+        u = (mean_prev - schedule.mean_coef[step] * mean) / schedule.std[step]
+        return u.expand_as(x), th.zeros_like(x)
+
+    chain = sample_chain(optimal_control, schedule, draw_noise(schedule, 1000, 1).double())
+    expected = gaussian_log_prob(chain.x[0], m, 1.0)
+    # What is left is alpha_bar_K, the little of the action that remains in x_K
+    th.testing.assert_close(path_log_ratio(schedule, chain), expected, rtol=0, atol=0.05)
+    assert (gaussian_log_prob(chain.x[0], 0.0, 1.0) + chain.kl.sum(dim=0) - expected).std() > 0.5
+
+
+def test_kernel_log_ratio_equals_torch():
+    schedule = NoiseSchedule(5, prior_std=1.7)
+    x, u, rho, noise = th.randn(4, 3, 2)
+    mean, std = denoising_kernel(schedule, u, rho, x, 2)
+    q = th.distributions.Normal(mean, std)
+    r = th.distributions.Normal(*denoising_kernel(schedule, th.zeros_like(u), th.zeros_like(u), x, 2))
+    sample = mean + std * noise
+    expected = (q.log_prob(sample) - r.log_prob(sample)).sum(dim=-1)
+    th.testing.assert_close(kernel_log_ratio(u, rho, noise), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prior_std", [1.0, 1.4])
+def test_single_step_equals_squashed_gaussian(prior_std):
+    schedule = NoiseSchedule(1, "cosine", prior_std)
+    chain = sample(schedule)
+    mean, std = denoising_kernel(schedule, chain.u[0], chain.rho[0], chain.x[1], 1)
+    distribution = SquashedDiagGaussianDistribution(2).proba_distribution(mean, th.log(std))
+    expected = distribution.log_prob(chain.action, gaussian_actions=chain.x[0])
+    inside = (chain.action.abs() < 0.99).all(dim=-1)  # SB3 adds 1e-6 to 1 - tanh^2
+    th.testing.assert_close(action_log_prob(schedule, chain)[inside], expected[inside], rtol=1e-3, atol=1e-3)
+
+
+def test_squash_log_det():
+    x = th.linspace(-5, 5, 101, dtype=th.float64)[:, None]
+    th.testing.assert_close(squash_log_det(x), th.log(1 - th.tanh(x) ** 2).sum(dim=-1))
+    # Where 1 - tanh^2 is zero in floating point: log(4 exp(-2x))
+    assert squash_log_det(th.tensor([[60.0]])).item() == pytest.approx(math.log(4) - 120)
+    assert squash_log_det(th.tensor([[-60.0]])).item() == pytest.approx(math.log(4) - 120)
+
+
+def test_terminal_log_prob():
+    schedule = NoiseSchedule(3, prior_std=2.0)
+    x = th.randn(5, 2)
+    expected = th.distributions.Normal(0.0, 2.0).log_prob(x).sum(dim=-1) - th.log(1 - th.tanh(x) ** 2).sum(dim=-1)
+    th.testing.assert_close(terminal_log_prob(schedule, x), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_chain_follows_its_noise():
+    schedule = NoiseSchedule(3)
+    noise = draw_noise(schedule, 4, 2)
+    first, second = sample_chain(some_control, schedule, noise), sample_chain(some_control, schedule, noise)
+    assert th.equal(first.x, second.x)
+    assert first.x.shape == (4, 4, 2) and first.u.shape == first.rho.shape == (3, 4, 2) and first.kl.shape == (3, 4)
+    th.testing.assert_close(first.x[3], noise[3])
+    for step in (3, 2, 1):
+        mean, std = denoising_kernel(schedule, first.u[step - 1], first.rho[step - 1], first.x[step], step)
+        th.testing.assert_close(first.x[step - 1], mean + std * noise[step - 1])
+    assert th.equal(first.rows(1, 3).x, first.x[:, 1:3])
+
+
+def test_deterministic_chain_follows_the_means():
+    schedule = NoiseSchedule(3)
+    noise = draw_noise(schedule, 1, 1, deterministic=True)
+    x = th.zeros(1, 1)
+    for step in (3, 2, 1):
+        u, _ = some_control(x, step)
+        x = schedule.mean_coef[step] * x + schedule.std[step] * u
+    th.testing.assert_close(sample_chain(some_control, schedule, noise).x[0], x)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2), (5, 4, 2), (4, 2)])
+def test_noise_of_the_wrong_shape(shape):
+    with pytest.raises(ValueError, match=r"a chain of 3 steps needs \(4, batch, action\)"):
+        sample_chain(some_control, NoiseSchedule(3), th.randn(shape))

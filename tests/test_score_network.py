@@ -1,0 +1,55 @@
+import pytest
+import torch as th
+
+from sb3_diffusion.common.score_network import LOG_STD_RATIO_MAX, LOG_STD_RATIO_MIN, DenoisingNetwork, ScoreNetwork, time_features
+
+
+def test_time_features_tell_all_steps_apart():
+    features = time_features(64)
+    assert features.shape == (65, 16)
+    assert th.pdist(features).min() > 1e-2
+
+
+@pytest.mark.parametrize("encoder_arch, denoiser_arch", [([], [8]), ([16], [8, 8]), ([16, 16], [4])])
+def test_one_step_for_all_equals_one_step_for_each_row(encoder_arch, denoiser_arch):
+    network = DenoisingNetwork(3, 2, 1, 5, encoder_arch, denoiser_arch)
+    features, x = th.randn(7, 3), th.randn(7, 2)
+    context = network.encode(features)
+    single = network(context, x, 4)
+    assert single.shape == (7, 1)
+    th.testing.assert_close(network(context, x, th.full((7,), 4)), single)
+    stacked = network(context, x.expand(3, 7, 2), th.tensor([[1], [4], [5]]).expand(3, 7))
+    assert stacked.shape == (3, 7, 1)
+    th.testing.assert_close(stacked[1], single)
+
+
+def test_first_layer_equals_one_layer_of_the_concatenation():
+    network = DenoisingNetwork(3, 2, 1, 5, [], [8])
+    features, x = th.randn(7, 3), th.randn(7, 2)
+    weight = th.cat((network.context_layer.weight, network.latent_layer.weight, network.time_layer.weight), dim=1)
+    inputs = th.cat((features, x, network.time_features[3].expand(7, -1)), dim=1)
+    expected = network.head(inputs @ weight.T + network.context_layer.bias)
+    th.testing.assert_close(network(network.encode(features), x, 3), expected)
+
+
+@pytest.mark.parametrize("learn_std", [True, False])
+def test_score_network_starts_near_the_prior(learn_std):
+    network = ScoreNetwork(3, 2, 5, [16], [16], learn_std=learn_std)
+    u, rho = network.control(network.encode(th.randn(100, 3)), th.randn(100, 2), 2)
+    assert u.shape == rho.shape == (100, 2)
+    assert u.abs().max() < 0.3 and rho.abs().max() < 0.3
+    if not learn_std:
+        assert (rho == 0).all()
+
+
+def test_log_std_ratio_is_clamped():
+    network = ScoreNetwork(3, 2, 5, [], [4])
+    with th.no_grad():
+        network.head[-1].bias[2], network.head[-1].bias[3] = -100.0, 100.0
+    _, rho = network.control(network.encode(th.randn(1, 3)), th.randn(1, 2), 2)
+    assert rho.tolist() == [[LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX]]
+
+
+def test_head_without_hidden_layers():
+    with pytest.raises(ValueError, match="at least one hidden layer"):
+        ScoreNetwork(3, 2, 5, [16], [])
