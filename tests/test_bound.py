@@ -103,3 +103,24 @@ def test_annealed_chain_covers_both_peaks_and_a_gaussian_does_not():
     at_a_peak = ((x.abs() - 1.2).abs() < 0.75).float().mean().item()
     # One peak is missed, or both are
     assert right < 0.1 or right > 0.9 or at_a_peak < 0.7
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("inference_steps", [1, 3, 6])
+def test_respaced_chain_reaches_a_known_target(name, inference_steps):
+    # The optimal control of a narrow target knows x_0, so that fewer steps lose nothing
+    schedule, target = NoiseSchedule(6, name), 0.7
+    fewer = schedule.respaced(inference_steps)
+
+    def optimal_control(x, step):
+        ab, ab_prev = schedule.alpha_bar[step], schedule.alpha_bar[step - 1]
+        u = (target - ab.sqrt() * x) * (ab_prev - ab).sqrt() / (1 - ab)
+        return u, 0.5 * th.log((1 - ab_prev).clamp(min=1e-8) / (1 - ab)).expand_as(x)
+
+    def control_fn(x, step):
+        u, rho = optimal_control(x, int(fewer.steps[step]))
+        return u * fewer.control_scale[step], rho
+
+    th.testing.assert_close(
+        sample_chain(control_fn, fewer, draw_noise(fewer, 4, 1, deterministic=True)).x[0], th.full((4, 1), target), rtol=1e-3, atol=1e-3
+    )

@@ -8,11 +8,11 @@ from sb3_diffusion.common.chain import (
     Chain,
     action_log_prob,
     denoising_kernel,
+    denoising_step,
     draw_noise,
     gaussian_log_prob,
     implied_score,
     kernel_kl,
-    kernel_log_ratio,
     path_log_ratio,
     path_log_ratio_noising,
     sample_chain,
@@ -31,6 +31,12 @@ def zero_control(x, step):
 def some_control(x, step):
     """A nonlinear control function that depends on the step."""
     return 0.8 * th.sin(x + step) + 0.4, -0.3 - 0.2 * th.cos(x)
+
+
+def closed_form(schedule, control_fn, chain):
+    """``L_hat``: each log-ratio replaced by its closed-form mean."""
+    kl = [kernel_kl(*control_fn(chain.x[step], step)) for step in range(1, schedule.diffusion_steps + 1)]
+    return gaussian_log_prob(chain.x[0], 0.0, schedule.prior_std) + th.stack(kl).sum(dim=0)
 
 
 def sample(schedule, control_fn=some_control, batch_size=1000, action_dim=2) -> Chain:
@@ -84,7 +90,7 @@ def test_implied_score_of_the_prior_and_of_a_gaussian():
 def test_both_forms_of_the_log_ratio_agree(name, n_steps, prior_std):
     schedule = NoiseSchedule(n_steps, name, prior_std).double()
     chain = sample_chain(some_control, schedule, draw_noise(schedule, 1000, 2).double())
-    th.testing.assert_close(path_log_ratio_noising(schedule, chain), path_log_ratio(schedule, chain), rtol=1e-5, atol=1e-5)
+    th.testing.assert_close(path_log_ratio_noising(some_control, schedule, chain.x), path_log_ratio(schedule, chain), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -93,9 +99,9 @@ def test_without_control_the_log_ratio_is_the_log_density_of_the_prior(name, n_s
     schedule = NoiseSchedule(n_steps, name, 1.3)
     chain = sample(schedule, zero_control)
     expected = gaussian_log_prob(chain.x[0], 0.0, 1.3)
-    assert (chain.kl == 0).all()
-    for log_ratio in (path_log_ratio_noising, path_log_ratio):
-        th.testing.assert_close(log_ratio(schedule, chain), expected, rtol=1e-4, atol=1e-4)
+    assert (chain.log_ratio == 0).all()
+    th.testing.assert_close(path_log_ratio(schedule, chain), expected)
+    th.testing.assert_close(path_log_ratio_noising(zero_control, schedule, chain.x), expected, rtol=1e-4, atol=1e-4)
     # Each step keeps the prior's variance, so the last latent has it too
     assert chain.x[0].std().item() == pytest.approx(1.3, rel=0.1)
 
@@ -106,9 +112,7 @@ def test_closed_form_kl_has_the_same_mean(name, n_steps):
     schedule = NoiseSchedule(n_steps, name)
     th.manual_seed(0)
     chain = sample(schedule, batch_size=100_000)
-    path = path_log_ratio(schedule, chain)
-    reduced = gaussian_log_prob(chain.x[0], 0.0, 1.0) + chain.kl.sum(dim=0)
-    difference = path - reduced
+    difference = path_log_ratio(schedule, chain) - closed_form(schedule, some_control, chain)
     assert abs(difference.mean().item()) < 4 * difference.std().item() / math.sqrt(len(difference))
 
 
@@ -117,9 +121,9 @@ def test_closed_form_kl_has_less_variance_for_a_narrow_policy(name):
     # Not for every policy: near the prior the closed form has the greater variance
     schedule = NoiseSchedule(3, name)
     th.manual_seed(0)
-    chain = sample(schedule, lambda x, step: (-0.5 * x, th.full_like(x, -2.0)), batch_size=100_000)
-    reduced = gaussian_log_prob(chain.x[0], 0.0, 1.0) + chain.kl.sum(dim=0)
-    assert path_log_ratio(schedule, chain).var() > 2 * reduced.var()
+    narrow_control = lambda x, step: (-0.5 * x, th.full_like(x, -2.0))  # noqa: E731
+    chain = sample(schedule, narrow_control, batch_size=100_000)
+    assert path_log_ratio(schedule, chain).var() > 2 * closed_form(schedule, narrow_control, chain).var()
 
 
 def test_at_the_optimum_the_path_log_ratio_is_the_log_density_of_the_target():
@@ -135,25 +139,25 @@ def test_at_the_optimum_the_path_log_ratio_is_the_log_density_of_the_target():
     expected = gaussian_log_prob(chain.x[0], m, 1.0)
     # What is left is alpha_bar_K, the little of the action that remains in x_K
     th.testing.assert_close(path_log_ratio(schedule, chain), expected, rtol=0, atol=0.05)
-    assert (gaussian_log_prob(chain.x[0], 0.0, 1.0) + chain.kl.sum(dim=0) - expected).std() > 0.5
+    assert (closed_form(schedule, optimal_control, chain) - expected).std() > 0.5
 
 
-def test_kernel_log_ratio_equals_torch():
+def test_log_ratio_of_a_step_equals_torch():
     schedule = NoiseSchedule(5, prior_std=1.7)
     x, u, rho, noise = th.randn(4, 3, 2)
     mean, std = denoising_kernel(schedule, u, rho, x, 2)
     q = th.distributions.Normal(mean, std)
     r = th.distributions.Normal(*denoising_kernel(schedule, th.zeros_like(u), th.zeros_like(u), x, 2))
-    sample = mean + std * noise
-    expected = (q.log_prob(sample) - r.log_prob(sample)).sum(dim=-1)
-    th.testing.assert_close(kernel_log_ratio(u, rho, noise), expected, rtol=1e-4, atol=1e-4)
+    x_prev, log_ratio = denoising_step(schedule, u, rho, x, noise, 2)
+    th.testing.assert_close(x_prev, mean + std * noise)
+    th.testing.assert_close(log_ratio, (q.log_prob(x_prev) - r.log_prob(x_prev)).sum(dim=-1), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("prior_std", [1.0, 1.4])
 def test_single_step_equals_squashed_gaussian(prior_std):
     schedule = NoiseSchedule(1, "cosine", prior_std)
     chain = sample(schedule)
-    mean, std = denoising_kernel(schedule, chain.u[0], chain.rho[0], chain.x[1], 1)
+    mean, std = denoising_kernel(schedule, *some_control(chain.x[1], 1), chain.x[1], 1)
     distribution = SquashedDiagGaussianDistribution(2).proba_distribution(mean, th.log(std))
     expected = distribution.log_prob(chain.action, gaussian_actions=chain.x[0])
     inside = (chain.action.abs() < 0.99).all(dim=-1)  # SB3 adds 1e-6 to 1 - tanh^2
@@ -180,12 +184,21 @@ def test_chain_follows_its_noise():
     noise = draw_noise(schedule, 4, 2)
     first, second = sample_chain(some_control, schedule, noise), sample_chain(some_control, schedule, noise)
     assert th.equal(first.x, second.x)
-    assert first.x.shape == (4, 4, 2) and first.u.shape == first.rho.shape == (3, 4, 2) and first.kl.shape == (3, 4)
+    assert first.x.shape == first.noise.shape == (4, 4, 2) and first.log_ratio.shape == (3, 4)
     th.testing.assert_close(first.x[3], noise[3])
     for step in (3, 2, 1):
-        mean, std = denoising_kernel(schedule, first.u[step - 1], first.rho[step - 1], first.x[step], step)
+        mean, std = denoising_kernel(schedule, *some_control(first.x[step], step), first.x[step], step)
         th.testing.assert_close(first.x[step - 1], mean + std * noise[step - 1])
-    assert th.equal(first.rows(1, 3).x, first.x[:, 1:3])
+
+
+def test_visits_and_end_of_a_chain():
+    chain = sample(NoiseSchedule(3), batch_size=5)
+    visits = chain.visit(th.tensor([[1, 2, 3], [3, 3, 1]]))
+    assert th.equal(visits.x[0, 1], chain.x[2, 1]) and th.equal(visits.x_prev[0, 1], chain.x[1, 1])
+    assert th.equal(visits.noise[1, 0], chain.noise[2, 0]) and visits.x.shape == (2, 3, 2)
+    end = chain.end(2)
+    assert end.x.shape == (1, 2, 2)
+    assert th.equal(end.action, chain.action[:2]) and th.equal(end.log_ratio, chain.log_ratio[:, :2])
 
 
 def test_deterministic_chain_follows_the_means():

@@ -96,7 +96,7 @@ def sampled_gradient(estimator, chain_model, batch_size=N_SAMPLES):
         else:
             values = [chain_model.exact_step_value_gradient(chain.x[k - 1], k - 1) for k in range(1, n_steps + 1)]
             step_gradient = th.stack(values)
-        loss = step_loss(chain_model.control_fn, schedule, chain, steps, step_gradient, ALPHA)
+        loss = step_loss(chain_model.control_fn, schedule, chain.visit(steps), step_gradient, ALPHA)
     return th.stack(th.autograd.grad(loss, chain_model.params))
 
 
@@ -209,5 +209,5 @@ def test_drawn_steps_estimate_the_sum_over_all():
     for n_drawn in (6, 2):
         steps = draw_steps(6, n_drawn, N_SAMPLES, gradient.device)
         step_gradient = lean_adjoint(schedule, steps, gradient)
-        losses.append(step_loss(chain_model.control_fn, schedule, chain, steps, step_gradient, ALPHA).item())
+        losses.append(step_loss(chain_model.control_fn, schedule, chain.visit(steps), step_gradient, ALPHA).item())
     assert losses[0] == pytest.approx(losses[1], rel=0.02)

@@ -19,43 +19,54 @@ Step = int | th.Tensor
 ControlFn = Callable[[th.Tensor, Step], tuple[th.Tensor, th.Tensor]]
 
 
+class Visits(NamedTuple):
+    """
+    Some steps of a batch of chains, as they were sampled.
+
+    :param steps: ``k``, (M, B)
+    :param x: ``x_k``, (M, B, d)
+    :param x_prev: ``x_{k-1}``, (M, B, d)
+    :param noise: what made ``x_{k-1}``, (M, B, d)
+    """
+
+    steps: th.Tensor
+    x: th.Tensor
+    x_prev: th.Tensor
+    noise: th.Tensor
+
+
 class Chain(NamedTuple):
     """
     A batch of sampled chains.
 
     :param x: ``x[k]`` is ``x_k``, (K+1, B, d)
     :param noise: ``noise[K]`` made ``x_K`` and ``noise[k-1]`` made ``x_{k-1}``, (K+1, B, d)
-    :param u: ``u[k-1]`` is the control of step ``k``, (K, B, d)
-    :param rho: ``rho[k-1]`` is the log-ratio of standard deviations of step ``k``, (K, B, d)
+    :param log_ratio: ``log_ratio[k-1]`` is ``log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)``, (K, B)
     """
 
     x: th.Tensor
     noise: th.Tensor
-    u: th.Tensor
-    rho: th.Tensor
+    log_ratio: th.Tensor
 
     @property
     def action(self) -> th.Tensor:
         """The squashed result ``tanh(x_0)``, (B, d)."""
         return th.tanh(self.x[0])
 
-    @property
-    def log_ratio(self) -> th.Tensor:
-        """``log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)`` of every step, (K, B); row ``k-1`` belongs to step ``k``."""
-        return kernel_log_ratio(self.u, self.rho, self.noise[:-1])
-
-    @property
-    def kl(self) -> th.Tensor:
-        """``KL_k`` of every step against the reference kernel, (K, B); row ``k-1`` belongs to step ``k``."""
-        return kernel_kl(self.u, self.rho)
-
-    def rows(self, start: int, stop: int) -> "Chain":
+    def visit(self, steps: th.Tensor) -> Visits:
         """
-        :param start: first row
-        :param stop: row after the last
-        :return: the chains of these rows of the batch
+        :param steps: steps ``k`` of the first B chains, (M, B)
+        :return: a copy of what was sampled at these steps
         """
-        return Chain(*(tensor[:, start:stop] for tensor in self))
+        rows = th.arange(steps.shape[1], device=steps.device)
+        return Visits(steps, self.x[steps, rows], self.x[steps - 1, rows], self.noise[steps - 1, rows])
+
+    def end(self, batch_size: int) -> "Chain":
+        """
+        :param batch_size: number of chains B
+        :return: a copy of the first B chains of which ``x`` and ``noise`` hold only the end, ``x_0``, so that their memory does not grow with K
+        """
+        return Chain(*(tensor[:1, :batch_size].clone() for tensor in self[:2]), self.log_ratio[:, :batch_size].clone())
 
 
 def at_step(values: th.Tensor, step: Step) -> th.Tensor:
@@ -108,16 +119,24 @@ def kernel_kl(u: th.Tensor, rho: th.Tensor) -> th.Tensor:
     return (0.5 * (th.exp(2 * rho) + u**2 - 1) - rho).sum(dim=-1)
 
 
-def kernel_log_ratio(u: th.Tensor, rho: th.Tensor, noise: th.Tensor) -> th.Tensor:
+def denoising_step(
+    schedule: NoiseSchedule, u: th.Tensor, rho: th.Tensor, x: th.Tensor, noise: th.Tensor, step: Step
+) -> tuple[th.Tensor, th.Tensor]:
     """
-    ``log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)`` at the sample that ``noise`` makes; its mean over the noise is :func:`kernel_kl`.
+    Sample one denoising kernel.
 
-    :param u: control, (..., d)
-    :param rho: log-ratio of standard deviations, (..., d)
-    :param noise: standard normal noise of the sample, (..., d)
-    :return: log-ratio in nats, (...)
+    :param schedule: noise schedule
+    :param u: control, (..., B, d)
+    :param rho: log-ratio of standard deviations, (..., B, d)
+    :param x: ``x_k``, (..., B, d)
+    :param noise: standard normal noise, (..., B, d)
+    :param step: ``k``, one for all or one for each row, (..., B)
+    :return: ``x_{k-1}``, (..., B, d), and ``log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)`` in nats, (..., B), whose mean over the noise
+        is :func:`kernel_kl`
     """
-    return (0.5 * ((u + th.exp(rho) * noise) ** 2 - noise**2) - rho).sum(dim=-1)
+    increment = u + th.exp(rho) * noise  # in standard deviations of the reference kernel
+    x_prev = at_step(schedule.mean_coef, step) * x + at_step(schedule.std, step) * increment
+    return x_prev, (0.5 * (increment - noise) * (increment + noise) - rho).sum(dim=-1)
 
 
 def implied_score(schedule: NoiseSchedule, u: th.Tensor, x: th.Tensor, step: Step) -> th.Tensor:
@@ -159,15 +178,13 @@ def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tenso
     if noise.ndim != 3 or len(noise) != n_steps + 1:
         raise ValueError(f"noise of shape {tuple(noise.shape)}: a chain of {n_steps} steps needs ({n_steps + 1}, batch, action)")
     x = noise[n_steps] * schedule.prior_std
-    latents, controls, log_std_ratios = [x], [], []
+    latents, log_ratios = [x], []
     for step in range(n_steps, 0, -1):
         u, rho = control_fn(x, step)
-        mean, std = denoising_kernel(schedule, u, rho, x, step)
-        x = mean + std * noise[step - 1]
+        x, log_ratio = denoising_step(schedule, u, rho, x, noise[step - 1], step)
         latents.append(x)
-        controls.append(u)
-        log_std_ratios.append(rho)
-    return Chain(th.stack(latents[::-1]), noise, th.stack(controls[::-1]), th.stack(log_std_ratios[::-1]))
+        log_ratios.append(log_ratio)
+    return Chain(th.stack(latents[::-1]), noise, th.stack(log_ratios[::-1]))
 
 
 def path_log_ratio(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
@@ -182,21 +199,25 @@ def path_log_ratio(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
     return gaussian_log_prob(chain.x[0], 0.0, schedule.prior_std) + chain.log_ratio.sum(dim=0)
 
 
-def path_log_ratio_noising(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
+def path_log_ratio_noising(control_fn: ControlFn, schedule: NoiseSchedule, x: th.Tensor) -> th.Tensor:
     """
-    The same number as :func:`path_log_ratio` from the noising kernels: the noising process is reversible, so that
+    The same number as :func:`path_log_ratio`, for any path and from the noising kernels: the noising process is reversible, so that
     ``L = log p(x_K) + sum_k [log q(x_{k-1} | x_k, s) - log pi(x_k | x_{k-1})]``.
 
+    :param control_fn: control function
     :param schedule: noise schedule
-    :param chain: chains
+    :param x: paths, ``x[k]`` being ``x_k``, (K+1, B, d)
     :return: log-ratio of each path in nats, (B,)
     """
-    steps = th.arange(1, len(chain.x), device=chain.x.device)[:, None]
-    zeros = th.zeros_like(chain.u)
-    denoising = gaussian_log_prob(chain.x[:-1], *denoising_kernel(schedule, chain.u, chain.rho, chain.x[1:], steps))
-    # The noising kernel has the reference kernel's form, in the other direction
-    noising = gaussian_log_prob(chain.x[1:], *denoising_kernel(schedule, zeros, zeros, chain.x[:-1], steps))
-    return gaussian_log_prob(chain.x[-1], 0.0, schedule.prior_std) + (denoising - noising).sum(dim=0)
+    log_ratio = gaussian_log_prob(x[-1], 0.0, schedule.prior_std)
+    zeros = th.zeros_like(x[0])
+    for step in range(schedule.diffusion_steps, 0, -1):
+        u, rho = control_fn(x[step], step)
+        denoising = gaussian_log_prob(x[step - 1], *denoising_kernel(schedule, u, rho, x[step], step))
+        # The noising kernel has the reference kernel's form, in the other direction
+        noising = gaussian_log_prob(x[step], *denoising_kernel(schedule, zeros, zeros, x[step - 1], step))
+        log_ratio = log_ratio + denoising - noising
+    return log_ratio
 
 
 def squash_log_det(x: th.Tensor) -> th.Tensor:

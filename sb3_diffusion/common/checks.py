@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch as th
 
 
-def check_finite_array(name: str, value: np.ndarray | Mapping[str, np.ndarray]) -> None:
+def check_finite_array(name: str, value: npt.ArrayLike | Mapping[str, npt.ArrayLike]) -> None:
     """
     :param name: what the array is, for the error
     :param value: array, or arrays by key
     :raises ValueError: if an entry is NaN or infinite
     """
-    for key, array in value.items() if isinstance(value, Mapping) else [("", value)]:
+    for key, entry in value.items() if isinstance(value, Mapping) else [("", value)]:
+        array = np.asarray(entry)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             where = f"{name}[{key!r}]" if key else name
             raise ValueError(

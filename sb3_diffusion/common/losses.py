@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch as th
 
-from sb3_diffusion.common.chain import Chain, ControlFn, denoising_kernel, kernel_log_ratio, terminal_log_prob
+from sb3_diffusion.common.chain import Chain, ControlFn, Visits, denoising_step, terminal_log_prob
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
 LatentValueFn = Callable[[th.Tensor], th.Tensor]
@@ -70,12 +70,7 @@ def pathwise_loss(chain: Chain, value_gradient: th.Tensor, ent_coef: th.Tensor) 
 
 
 def step_loss(
-    control_fn: ControlFn,
-    schedule: NoiseSchedule,
-    chain: Chain,
-    steps: th.Tensor,
-    value_gradient: th.Tensor,
-    ent_coef: th.Tensor,
+    control_fn: ControlFn, schedule: NoiseSchedule, visits: Visits, value_gradient: th.Tensor, ent_coef: th.Tensor
 ) -> th.Tensor:
     """
     ``sum_k [alpha log(q_k / r_k) - V_{k-1}(s, x_{k-1})]``, each step taken once more with gradients from its recorded ``x_k`` and with its
@@ -83,19 +78,14 @@ def step_loss(
 
     :param control_fn: control function, with gradients
     :param schedule: noise schedule
-    :param chain: chains sampled without gradients
-    :param steps: steps ``k`` to take, (M, B); the sum over all K is estimated from these
+    :param visits: steps of chains that were sampled without gradients; the sum over all K is estimated from these
     :param value_gradient: gradient of ``V_{k-1}(s, x_{k-1})`` of these steps, (M, B, d)
     :param ent_coef: temperature alpha
     :return: loss, a scalar
     """
-    rows = th.arange(steps.shape[1], device=steps.device)
-    x = chain.x[steps, rows]
-    u, rho = control_fn(x, steps)
-    mean, std = denoising_kernel(schedule, u, rho, x, steps)
-    noise = chain.noise[steps - 1, rows]
-    x_prev = mean + std * noise
-    return (ent_coef * kernel_log_ratio(u, rho, noise) - (value_gradient * x_prev).sum(dim=-1)).mean() * len(chain.u)
+    u, rho = control_fn(visits.x, visits.steps)
+    x_prev, log_ratio = denoising_step(schedule, u, rho, visits.x, visits.noise, visits.steps)
+    return (ent_coef * log_ratio - (value_gradient * x_prev).sum(dim=-1)).mean() * schedule.diffusion_steps
 
 
 def lean_adjoint(schedule: NoiseSchedule, steps: th.Tensor, value_gradient: th.Tensor) -> th.Tensor:

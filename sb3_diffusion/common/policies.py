@@ -6,7 +6,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN, get_actor_critic_arch
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
@@ -15,8 +15,8 @@ from sb3_diffusion.common.chain import Chain, ControlFn, Step, action_log_prob, 
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.score_network import DenoisingNetwork, ScoreNetwork
 
-# Width and depth of the head that runs at every denoising step, where ``net_arch`` says nothing of it
-DEFAULT_DENOISER_ARCH = [64, 64]
+# Where ``net_arch`` says nothing of the head that runs at every denoising step, it is as deep as the encoder and at most this wide
+MAX_DEFAULT_DENOISER_WIDTH = 64
 
 
 class DiffusionActor(BasePolicy):
@@ -251,7 +251,8 @@ class DiffusionSACPolicy(SACPolicy):
     :param action_space: action space, a bounded ``Box``
     :param lr_schedule: learning rate schedule
     :param net_arch: widths of the hidden layers: a list for the encoder of the observation and the critics alike, or
-        ``dict(pi=[...], qf=[...], denoiser=[...])``, the last being the head that runs at every denoising step ([64, 64] if left out)
+        ``dict(pi=[...], qf=[...], denoiser=[...])``, the last being the head that runs at every denoising step. Left out, the head is
+        as deep as the encoder and at most 64 wide
     :param activation_fn: activation of the encoder and the critics
     :param use_sde: not supported
     :param log_std_init: of gSDE, not used
@@ -309,7 +310,11 @@ class DiffusionSACPolicy(SACPolicy):
             raise ValueError("use_sde=True: gSDE needs a Gaussian policy. A diffusion policy explores by its own noise, use use_sde=False")
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(fused=True)
-        denoiser_arch = net_arch.get("denoiser") if isinstance(net_arch, dict) else None
+        if net_arch is None:
+            net_arch = [256, 256]
+        actor_arch, _ = get_actor_critic_arch(net_arch)
+        default_denoiser_arch = [min(width, MAX_DEFAULT_DENOISER_WIDTH) for width in actor_arch or [MAX_DEFAULT_DENOISER_WIDTH]]
+        denoiser_arch = net_arch.get("denoiser", default_denoiser_arch) if isinstance(net_arch, dict) else default_denoiser_arch
         # SAC's policy builds its networks in its constructor, so what they need is set before
         self.chain_kwargs = dict(
             diffusion_steps=diffusion_steps,
@@ -319,7 +324,7 @@ class DiffusionSACPolicy(SACPolicy):
             encode_once=encode_once,
         )
         self.denoiser_kwargs = dict(
-            denoiser_arch=DEFAULT_DENOISER_ARCH if denoiser_arch is None else denoiser_arch,
+            denoiser_arch=denoiser_arch,
             denoiser_activation_fn=denoiser_activation_fn,
         )
         self.use_diffusion_value = use_diffusion_value

@@ -9,6 +9,9 @@ from torch import nn
 # Bounds of the log-ratio of a kernel's standard deviation to the reference kernel's
 LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX = -5.0, 1.0
 
+# Bound of the control: far beyond where the squash saturates, it keeps a spoilt network from growing without end along the chain
+CONTROL_MAX = 20.0
+
 TIME_FEATURES = 16
 
 
@@ -141,6 +144,6 @@ class ScoreNetwork(DenoisingNetwork):
         """
         output = self(context, x, step)
         if not self.learn_std:
-            return output, th.zeros_like(output)
+            return output.clamp(-CONTROL_MAX, CONTROL_MAX), th.zeros_like(output)
         u, rho = output.chunk(2, dim=-1)
-        return u, rho.clamp(LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX)
+        return u.clamp(-CONTROL_MAX, CONTROL_MAX), rho.clamp(LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX)

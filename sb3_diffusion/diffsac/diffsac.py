@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_
 from stable_baselines3.sac.sac import SAC
 from torch.nn import functional as F
 
-from sb3_diffusion.common.chain import Chain, action_log_prob
+from sb3_diffusion.common.chain import Chain, Visits, action_log_prob
 from sb3_diffusion.common.checks import check_finite_array, optimize
 from sb3_diffusion.common.losses import (
     draw_steps,
@@ -147,6 +147,11 @@ class DiffSAC(SAC):
         self.actor_loss = actor_loss
         self.denoising_steps_per_update = denoising_steps_per_update
         check_temperature(ent_coef)
+        # As with use_sde, the algorithm hands the policy what it needs
+        chain_kwargs: dict[str, Any] = dict(diffusion_steps=diffusion_steps, noise_schedule=noise_schedule, prior_std=prior_std)
+        policy_kwargs = {} if policy_kwargs is None else policy_kwargs
+        for name in chain_kwargs.keys() & policy_kwargs.keys():
+            raise ValueError(f"policy_kwargs[{name!r}]={policy_kwargs[name]!r}: give it to {type(self).__name__} itself, {name}=...")
         super().__init__(
             policy,
             env,
@@ -171,24 +176,16 @@ class DiffSAC(SAC):
             use_sde_at_warmup,
             stats_window_size,
             tensorboard_log,
-            policy_kwargs,
+            {**policy_kwargs, **chain_kwargs, "use_diffusion_value": actor_loss == "diffusion_value"},
             verbose,
             seed,
             device,
-            _init_setup_model=False,
+            _init_setup_model,
         )
-        # As with use_sde, the algorithm hands the policy what it needs
-        chain_kwargs: dict[str, Any] = dict(diffusion_steps=diffusion_steps, noise_schedule=noise_schedule, prior_std=prior_std)
-        for name in chain_kwargs.keys() & self.policy_kwargs.keys():
-            raise ValueError(f"policy_kwargs[{name!r}]={self.policy_kwargs[name]!r}: give it to {type(self).__name__} itself, {name}=...")
-        self.policy_kwargs = {**self.policy_kwargs, **chain_kwargs, "use_diffusion_value": actor_loss == "diffusion_value"}
-
-        if _init_setup_model:
-            self._setup_model()
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
-        self.qf_lr_schedule = self.lr_schedule if self.qf_learning_rate is None else FloatSchedule(self.qf_learning_rate)
+        self.qf_lr_schedule = None if self.qf_learning_rate is None else FloatSchedule(self.qf_learning_rate)
 
     def _update_learning_rates(self) -> None:
         """
@@ -198,7 +195,7 @@ class DiffSAC(SAC):
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
         self._update_learning_rate(optimizers)
-        qf_learning_rate = self.qf_lr_schedule(self._current_progress_remaining)
+        qf_learning_rate = (self.qf_lr_schedule or self.lr_schedule)(self._current_progress_remaining)
         update_learning_rate(self.critic.optimizer, qf_learning_rate)
         if self.policy.diffusion_value is not None:
             update_learning_rate(self.policy.diffusion_value.optimizer, qf_learning_rate)
@@ -219,12 +216,14 @@ class DiffSAC(SAC):
             ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef.detach())
             update_actor = self._n_updates % self.policy_delay == 0
 
-            context, chain, next_chain = self._sample_chains(obs, next_obs, update_actor)
-
+            if update_actor:
+                context = self.actor.encode(obs)
+                chain, visits, next_actions, next_log_prob = self._sample_chains(context, next_obs)
             with th.no_grad():
-                next_log_prob = action_log_prob(schedule, next_chain).reshape(-1, 1)
-                next_q_values = th.cat(self.critic_target(next_obs, next_chain.action), dim=1)
-                next_values = next_q_values.min(dim=1, keepdim=True).values - ent_coef * next_log_prob
+                if not update_actor:
+                    next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
+                next_q_values = th.cat(self.critic_target(next_obs, next_actions), dim=1)
+                next_values = next_q_values.min(dim=1, keepdim=True).values - ent_coef * next_log_prob.reshape(-1, 1)
                 target_q_values = replay_data.rewards + (1 - replay_data.dones) * discounts * next_values
 
             current_q_values = th.stack(self.critic(obs, replay_data.actions))  # (n_critics, B, 1)
@@ -242,7 +241,7 @@ class DiffSAC(SAC):
             info = {"train/critic_loss": critic_loss, "train/ent_coef": ent_coef}
             if update_actor:
                 info.update(self._update_temperature(chain))
-                info.update(self._update_actor(obs, context, chain, ent_coef))
+                info.update(self._update_actor(obs, context, chain, visits, ent_coef))
             for key, value in info.items():
                 logs.setdefault(key, []).append(value.detach())
 
@@ -256,28 +255,27 @@ class DiffSAC(SAC):
         for key, mean in zip(logs, means.tolist(), strict=True):
             self.logger.record(key, mean)
 
-    def _sample_chains(self, obs: PyTorchObs, next_obs: PyTorchObs, update_actor: bool) -> tuple[th.Tensor, Chain, Chain]:
+    def _sample_chains(
+        self, context: th.Tensor, next_obs: PyTorchObs
+    ) -> tuple[Chain, Visits | None, th.Tensor, th.Tensor]:
         """
-        Sample actions at this and at the next observations, in one batch where no gradient has to pass through the chain.
+        Sample actions at these and at the next observations, in one batch unless gradients have to pass through the chain.
 
-        :param obs: observations
+        :param context: encoded observations, (B, W)
         :param next_obs: next observations
-        :param update_actor: whether the actor is updated; if not, no chain is needed at ``obs``
-        :return: the encoded observations, with gradients, (B, W), the chains that start there and the chains at the next observations
+        :return: the chains at the observations, or their ends and the steps that the actor's update takes once more;
+            the actions at the next observations, (B, d), and what stands for their log-probability, (B,)
         """
-        with th.no_grad():
-            next_context = self.actor.encode(next_obs)
-            if not update_actor:
-                next_chain = self.actor.sample(next_context)
-                return next_context, next_chain, next_chain
-        context = self.actor.encode(obs)
         if self.actor_loss == "pathwise":
             with th.no_grad():
-                next_chain = self.actor.sample(next_context)
-            return context, self.actor.sample(context), next_chain
+                next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
+            return self.actor.sample(context), None, next_actions, next_log_prob
+        schedule, batch_size = self.actor.schedule, len(context)
+        steps = draw_steps(schedule.diffusion_steps, self.denoising_steps_per_update, batch_size, context.device)
         with th.no_grad():
-            chains = self.actor.sample(th.cat((context, next_context)))
-        return context, chains.rows(0, len(context)), chains.rows(len(context), 2 * len(context))
+            chains = self.actor.sample(th.cat((context, self.actor.encode(next_obs))))
+            log_prob = action_log_prob(schedule, chains)
+            return chains.end(batch_size), chains.visit(steps), chains.action[batch_size:], log_prob[batch_size:]
 
     def _update_temperature(self, chain: Chain) -> dict[str, th.Tensor]:
         """
@@ -294,13 +292,16 @@ class DiffSAC(SAC):
             info["train/ent_coef_loss"] = ent_coef_loss
         return info
 
-    def _update_actor(self, obs: PyTorchObs, context: th.Tensor, chain: Chain, ent_coef: th.Tensor) -> dict[str, th.Tensor]:
+    def _update_actor(
+        self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits | None, ent_coef: th.Tensor
+    ) -> dict[str, th.Tensor]:
         """
         One step down ``alpha sum_k log(q_k / r_k) - V_0(s, x_0)``, by one of three estimators of its gradient.
 
         :param obs: observations
         :param context: encoded observations, with gradients, (B, W)
         :param chain: chains of the current policy
+        :param visits: steps of these chains to take once more; None to back-propagate through the chains
         :param ent_coef: temperature alpha
         :return: what to log
         """
@@ -311,22 +312,21 @@ class DiffSAC(SAC):
 
         value, gradient = value_and_gradient(latent_value_fn(min_q_value, schedule, ent_coef), chain.x[0])
         info = {"train/actor_loss": (ent_coef * chain.log_ratio.detach().sum(dim=0) - value).mean()}
-        if self.actor_loss == "pathwise":
+        if visits is None:
             loss = pathwise_loss(chain, gradient, ent_coef)
         else:
-            steps = draw_steps(schedule.diffusion_steps, self.denoising_steps_per_update, len(gradient), gradient.device)
             if self.actor_loss == "adjoint":
-                step_gradient = lean_adjoint(schedule, steps, gradient)
+                step_gradient = lean_adjoint(schedule, visits.steps, gradient)
             else:
-                step_gradient, value_info = self._update_diffusion_value(obs, chain, steps, value, gradient, ent_coef)
+                step_gradient, value_info = self._update_diffusion_value(obs, chain, visits, value, gradient, ent_coef)
                 info.update(value_info)
-            loss = step_loss(self.actor.control_fn(context), schedule, chain, steps, step_gradient, ent_coef)
+            loss = step_loss(self.actor.control_fn(context), schedule, visits, step_gradient, ent_coef)
         optimize(self.actor.optimizer, "actor loss", loss, q_value_gradient=gradient, x_0=chain.x[0], ent_coef=ent_coef)
 
-        kl = chain.kl.detach()  # (K, B)
+        step_kl = chain.log_ratio.detach().mean(dim=1)  # (K,)
         for step in sorted({1, (schedule.diffusion_steps + 1) // 2, schedule.diffusion_steps}):
-            info[f"diffusion/kl_step_{step}"] = kl[step - 1].mean()
-        info["diffusion/log_ratio"] = kl.sum(dim=0).mean()
+            info[f"diffusion/kl_step_{step}"] = step_kl[step - 1]
+        info["diffusion/log_ratio"] = step_kl.sum()
         info["diffusion/action_saturation"] = (chain.action.detach().abs() > 0.99).float().mean()
         gradients = [param.grad for param in self.actor.score_network.parameters() if param.grad is not None]
         info["diffusion/denoiser_grad_norm"] = th.nn.utils.get_total_norm(gradients)
@@ -336,7 +336,7 @@ class DiffSAC(SAC):
         self,
         obs: PyTorchObs,
         chain: Chain,
-        steps: th.Tensor,
+        visits: Visits,
         value: th.Tensor,
         gradient: th.Tensor,
         ent_coef: th.Tensor,
@@ -345,8 +345,8 @@ class DiffSAC(SAC):
         Fit the values ``V_k(s, x_k)`` of the steps of the chain to the returns along it, then take their gradients.
 
         :param obs: observations
-        :param chain: chains of the current policy, sampled without gradients
-        :param steps: steps ``k`` to take, (M, B)
+        :param chain: ends of chains of the current policy
+        :param visits: steps of these chains, (M, B)
         :param value: ``V_0(s, x_0)``, (B,)
         :param gradient: gradient of ``V_0(s, x_0)``, (B, d)
         :param ent_coef: temperature alpha
@@ -354,15 +354,14 @@ class DiffSAC(SAC):
         """
         value_net = self.policy.diffusion_value
         assert value_net is not None
-        rows = th.arange(len(value), device=value.device)
-        returns = returns_along_chain(chain.log_ratio, value, ent_coef)[steps, rows]
-        predicted = value_net(value_net.encode(obs), chain.x[steps, rows], steps)
+        returns = returns_along_chain(chain.log_ratio, value, ent_coef).gather(0, visits.steps)
+        predicted = value_net(value_net.encode(obs), visits.x, visits.steps)
         value_loss = 0.5 * F.mse_loss(predicted, returns)
         optimize(value_net.optimizer, "diffusion value loss", value_loss, returns=returns, values=predicted)
         with th.no_grad():
             context = value_net.encode(obs)
-        _, step_gradient = value_and_gradient(lambda x: value_net(context, x, steps - 1), chain.x[steps - 1, rows])
-        step_gradient = th.where((steps == 1).unsqueeze(-1), gradient, step_gradient)
+        _, step_gradient = value_and_gradient(lambda x: value_net(context, x, visits.steps - 1), visits.x_prev)
+        step_gradient = th.where((visits.steps == 1).unsqueeze(-1), gradient, step_gradient)
         return step_gradient, {"diffusion/value_loss": value_loss}
 
     def _setup_learn(

@@ -1,0 +1,102 @@
+"""
+Memory of one update of DiffSAC against the number of denoising steps.
+
+On the CPU, for each setting a fresh process reports its peak resident memory, less what it had before the update, and the bytes that
+autograd keeps for the backward pass; on a CUDA device, the peak of allocated memory.
+
+Example::
+
+    python benchmarks/memory.py
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+RESULT = Path(__file__).parent / "results" / "memory.json"
+MEGABYTE = 2**20
+
+
+def measure(actor_loss: str, diffusion_steps: int, batch_size: int, device: str) -> dict[str, float]:
+    """
+    :param actor_loss: estimator of the actor's gradient
+    :param diffusion_steps: number of denoising steps K
+    :param batch_size: batch size
+    :param device: ``"cpu"`` or ``"cuda"``
+    :return: megabytes, by what was measured
+    """
+    import resource
+
+    import torch as th
+    from stable_baselines3.common.logger import Logger
+
+    from sb3_diffusion import DiffSAC
+
+    model = DiffSAC(
+        "MlpPolicy",
+        "HalfCheetah-v5",
+        actor_loss=actor_loss,
+        diffusion_steps=diffusion_steps,
+        buffer_size=1000,
+        learning_starts=1000,
+        device=device,
+        seed=0,
+    )
+    model.learn(200)
+    model.set_logger(Logger(None, []))
+    # What the first update brings once for all: kernels, threads, the optimizers' state
+    model.train(1, 16)
+    saved = 0
+
+    def pack(tensor: th.Tensor) -> th.Tensor:
+        nonlocal saved
+        saved += tensor.numel() * tensor.element_size()
+        return tensor
+
+    if device == "cuda":
+        th.cuda.reset_peak_memory_stats()
+        model.train(1, batch_size)
+        return {"peak allocated": th.cuda.max_memory_allocated() / MEGABYTE}
+    model.train(1, batch_size)
+    # Kilobytes on Linux, bytes on macOS
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
+    with th.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.train(1, batch_size)
+    return {"peak resident": peak, "saved for backward": saved / MEGABYTE}
+
+
+def main() -> None:
+    """Measure each setting in a process of its own and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--actor-losses", nargs="+", default=["adjoint", "diffusion_value", "pathwise"])
+    parser.add_argument("--diffusion-steps", type=int, nargs="+", default=[4, 64])
+    parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--one", action="store_true", help="measure the first setting in this process and print it as JSON")
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.actor_losses[0], args.diffusion_steps[0], args.batch_size, args.device)))
+        return
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for actor_loss in args.actor_losses:
+        for steps in args.diffusion_steps:
+            command = [sys.executable, __file__, "--one", "--actor-losses", actor_loss, "--diffusion-steps", str(steps)]
+            command += ["--batch-size", str(args.batch_size), "--device", args.device]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            results.setdefault(actor_loss, {})[str(steps)] = json.loads(output.splitlines()[-1])
+            print(f"{actor_loss}, K = {steps}: {results[actor_loss][str(steps)]}", flush=True)
+        first, last = (results[actor_loss][str(steps)] for steps in (args.diffusion_steps[0], args.diffusion_steps[-1]))
+        ratios = ", ".join(f"{what} {last[what] / first[what]:.3f}" for what in first)
+        print(f"{actor_loss}, K = {args.diffusion_steps[-1]} over K = {args.diffusion_steps[0]}: {ratios}", flush=True)
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps({"batch_size": args.batch_size, "device": args.device, "megabytes": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Data flows one way, and so do imports."""
+
+import ast
+from pathlib import Path
+
+import sb3_diffusion
+
+PACKAGE = Path(sb3_diffusion.__file__).parent
+
+# Each module may import from the layers before its own
+LAYERS = [
+    {"common.checks", "common.noise_schedule", "common.score_network"},
+    {"common.chain"},
+    {"common.losses", "common.policies"},
+    {"diffsac.policies"},
+    {"diffsac.diffsac"},
+]
+
+
+def layer(module):
+    return next((index for index, modules in enumerate(LAYERS) if module in modules), None)
+
+
+def test_imports_run_one_way():
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        if path.name == "__init__.py":
+            continue
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        found.add(module)
+        assert layer(module) is not None, f"{module} has no layer"
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                if name and name.startswith("sb3_diffusion."):
+                    imported = name.removeprefix("sb3_diffusion.")
+                    assert layer(imported) is not None, f"{module} imports {imported}: name the module itself"
+                    assert layer(imported) < layer(module), f"{module} imports {imported}, which is not below it"
+    assert found == set().union(*LAYERS)
+
+
+def test_version():
+    assert sb3_diffusion.__version__ == (PACKAGE / "version.txt").read_text().strip()
+    assert (PACKAGE / "py.typed").exists()

@@ -1,0 +1,84 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import CheckpointCallback
+
+from sb3_diffusion import DiffSAC
+from sb3_diffusion.diffsac.diffsac import ACTOR_LOSSES
+from tests.test_diffsac import make_model
+
+OBS = np.array([0.5, -0.5, 1.0], dtype=np.float32)
+
+
+def optimizers(model):
+    found = {"actor": model.actor.optimizer, "critic": model.critic.optimizer, "ent_coef": model.ent_coef_optimizer}
+    if model.policy.diffusion_value is not None:
+        found["diffusion_value"] = model.policy.diffusion_value.optimizer
+    return found
+
+
+def flat(model):
+    return th.cat([param.detach().flatten() for param in model.policy.parameters()])
+
+
+@pytest.mark.parametrize("actor_loss", ACTOR_LOSSES)
+@pytest.mark.parametrize("n_action_candidates", [1, 4])
+def test_predictions_are_the_same_bit_for_bit(tmp_path, actor_loss, n_action_candidates):
+    model = make_model(actor_loss=actor_loss, noise_schedule="linear", prior_std=1.5)
+    model.learn(20)
+    model.save(tmp_path / "model.zip")
+    loaded = DiffSAC.load(tmp_path / "model.zip")
+    for each in (model, loaded):
+        each.policy.n_action_candidates = n_action_candidates
+    assert np.array_equal(model.predict(OBS, deterministic=True)[0], loaded.predict(OBS, deterministic=True)[0])
+    assert loaded.actor_loss == actor_loss
+    assert loaded.actor.schedule.name == "linear"
+
+
+@pytest.mark.parametrize("actor_loss", ACTOR_LOSSES)
+def test_training_goes_on_as_if_it_had_not_stopped(tmp_path, actor_loss):
+    model = make_model(actor_loss=actor_loss, policy_delay=2, qf_learning_rate=1e-3)
+    model.learn(25)
+    model.save(tmp_path / "model.zip")
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    loaded = DiffSAC.load(tmp_path / "model.zip", env=model.get_env())
+    loaded.load_replay_buffer(tmp_path / "buffer.pkl")
+    loaded.set_logger(model.logger)
+    assert loaded._n_updates == model._n_updates
+    for name, optimizer in optimizers(loaded).items():
+        for param, state in optimizers(model)[name].state_dict()["state"].items():
+            for key, value in state.items():
+                assert th.equal(value, optimizer.state_dict()["state"][param][key]), (name, key)
+    for each in (model, loaded):
+        th.manual_seed(3)
+        np.random.seed(3)
+        each.train(5, 16)
+    assert th.equal(flat(model), flat(loaded))
+    assert th.equal(model.log_ent_coef, loaded.log_ent_coef)
+    loaded.learn(10, reset_num_timesteps=False)
+
+
+def test_set_parameters():
+    first, second = make_model(), make_model(seed=1)
+    assert not th.equal(flat(first), flat(second))
+    second.set_parameters(first.get_parameters())
+    assert th.equal(flat(first), flat(second))
+
+
+def test_resume_from_a_checkpoint(tmp_path):
+    callback = CheckpointCallback(20, str(tmp_path), save_replay_buffer=True)
+    make_model().learn(45, callback=callback)
+    model = DiffSAC.load(tmp_path / "rl_model_40_steps.zip", env=gym.make("Pendulum-v1"))
+    model.load_replay_buffer(tmp_path / "rl_model_replay_buffer_40_steps.pkl")
+    assert model.num_timesteps == 40 and model.replay_buffer.size() > 0
+    model.learn(10, reset_num_timesteps=False)
+    assert model.num_timesteps == 50
+
+
+def test_change_inference_after_load(tmp_path):
+    make_model(diffusion_steps=6).save(tmp_path / "model.zip")
+    model = DiffSAC.load(tmp_path / "model.zip")
+    model.actor.inference_steps = 2
+    model.policy.n_action_candidates = 8
+    assert model.predict(OBS)[0].shape == (1,)
