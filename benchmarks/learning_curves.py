@@ -1,8 +1,8 @@
 """
 Learning curves of DiffSAC and SAC on one environment, with equal network sizes and settings.
 
-Each run is written to ``<out>/<env>/<algo>_seed<seed>.json`` when it ends and is skipped when that file is there, so an
-interrupted campaign goes on where it stopped; ``--report`` turns the files into a table and a figure.
+Each run is written to ``<out>/<env>/`` when it ends and is skipped when its file is there, so that an interrupted
+campaign goes on where it stopped. ``benchmarks/report.py`` turns the files into tables and figures.
 
 Example::
 
@@ -102,7 +102,7 @@ def run(task: tuple[str, int, argparse.Namespace]) -> None:
     callback = EvaluationPoints(args.env, args.eval_every, args.eval_episodes)
     make_model(algo, args.env, seed, args).learn(args.steps, callback=callback)
     path.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in vars(args).items() if key not in ("out", "jobs", "report", "seeds", "algos")}
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "jobs", "seeds", "algos")}
     path.with_suffix(".tmp").write_text(
         json.dumps({"algo": algo, "seed": seed, "settings": settings, "points": callback.points}, indent=1) + "\n"
     )
@@ -116,7 +116,8 @@ def result_path(algo: str, seed: int, args: argparse.Namespace) -> Path:
     :param args: the command line
     :return: where this run's result stands
     """
-    return Path(args.out) / f"{args.env}_K{args.diffusion_steps}" / f"{algo}_seed{seed}.json"
+    name = algo if algo == "sac" else f"{algo}_K{args.diffusion_steps}"
+    return Path(args.out) / args.env / f"{name}_seed{seed}.json"
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,8 +1,8 @@
 """
 Memory of one update of DiffSAC against the number of denoising steps.
 
-On the CPU, for each setting a fresh process reports its peak resident memory, less what it had before the update, and the bytes that
-autograd keeps for the backward pass; on a CUDA device, the peak of allocated memory.
+On the CPU, for each setting a fresh process reports its peak resident memory, less what it had before the update, and the
+bytes that autograd keeps for the backward pass; on a CUDA device, the peak of allocated memory.
 
 Example::
 
@@ -95,7 +95,9 @@ def main() -> None:
         ratios = ", ".join(f"{what} {last[what] / first[what]:.3f}" for what in first)
         print(f"{actor_loss}, K = {args.diffusion_steps[-1]} over K = {args.diffusion_steps[0]}: {ratios}", flush=True)
     RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps({"batch_size": args.batch_size, "device": args.device, "megabytes": results}, indent=1) + "\n")
+    RESULT.write_text(
+        json.dumps({"batch_size": args.batch_size, "device": args.device, "megabytes": results}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

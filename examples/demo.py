@@ -1,7 +1,8 @@
 """
 Train DiffSAC on Pendulum-v1 until it balances, and draw what it has learned.
 
-Writes to ``demo/``: the model, the training curve as CSV, and ``demo.png`` with the learning curve and the policy's actions at four states.
+Writes to ``demo/``: the model, the training curve as CSV, and ``demo.png`` with the learning curve and the policy's
+actions at four states.
 
 Example::
 
@@ -47,7 +48,9 @@ def draw(model: DiffSAC, folder: Path) -> Path:
     :param folder: where the training's ``monitor.csv`` stands and the picture goes
     :return: path of the picture
     """
-    figure, (curve_axis, *state_axes) = plt.subplots(1, 1 + len(STATES), figsize=(16, 3.2), width_ratios=[2] + [1] * len(STATES))
+    figure, (curve_axis, *state_axes) = plt.subplots(
+        1, 1 + len(STATES), figsize=(16, 3.2), width_ratios=[2] + [1] * len(STATES)
+    )
     episodes = load_results(str(folder))
     curve_axis.plot(episodes["l"].cumsum(), episodes["r"], ".-")
     curve_axis.set(xlabel="environment steps", ylabel="return of the episode", title="DiffSAC on Pendulum-v1")

@@ -122,5 +122,8 @@ def test_respaced_chain_reaches_a_known_target(name, inference_steps):
         return u * fewer.control_scale[step], rho
 
     th.testing.assert_close(
-        sample_chain(control_fn, fewer, draw_noise(fewer, 4, 1, deterministic=True)).x[0], th.full((4, 1), target), rtol=1e-3, atol=1e-3
+        sample_chain(control_fn, fewer, draw_noise(fewer, 4, 1, deterministic=True)).x[0],
+        th.full((4, 1), target),
+        rtol=1e-3,
+        atol=1e-3,
     )

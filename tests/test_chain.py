@@ -90,7 +90,9 @@ def test_implied_score_of_the_prior_and_of_a_gaussian():
 def test_both_forms_of_the_log_ratio_agree(name, n_steps, prior_std):
     schedule = NoiseSchedule(n_steps, name, prior_std).double()
     chain = sample_chain(some_control, schedule, draw_noise(schedule, 1000, 2).double())
-    th.testing.assert_close(path_log_ratio_noising(some_control, schedule, chain.x), path_log_ratio(schedule, chain), rtol=1e-5, atol=1e-5)
+    th.testing.assert_close(
+        path_log_ratio_noising(some_control, schedule, chain.x), path_log_ratio(schedule, chain), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -127,7 +129,8 @@ def test_closed_form_kl_has_less_variance_for_a_narrow_policy(name):
 
 
 def test_at_the_optimum_the_path_log_ratio_is_the_log_density_of_the_target():
-    # Target N(m, nu^2): all of its chain is known, x_k ~ N(sqrt(ab_k) m, nu^2), and no path has another log-ratio than the target's
+    # Target N(m, nu^2): all of its chain is known, x_k ~ N(sqrt(ab_k) m, nu^2), and no path has another log-ratio than
+    # the target's
     schedule, m = NoiseSchedule(5, "linear").double(), 0.8
 
     def optimal_control(x, step):

@@ -13,7 +13,9 @@ from sb3_diffusion import DiffSAC
 from sb3_diffusion.common.chain import Chain
 from sb3_diffusion.diffsac.diffsac import ACTOR_LOSSES
 
-SMALL = dict(policy_kwargs=dict(net_arch=dict(pi=[16], qf=[16], denoiser=[8])), learning_starts=10, buffer_size=500, batch_size=16)
+SMALL = dict(
+    policy_kwargs=dict(net_arch=dict(pi=[16], qf=[16], denoiser=[8])), learning_starts=10, buffer_size=500, batch_size=16
+)
 
 
 def make_model(env="Pendulum-v1", policy="MlpPolicy", **kwargs):

@@ -1,4 +1,5 @@
-"""The three estimators of the actor's gradient against the exact one, where the exact one is known: linear chains and a quadratic Q."""
+"""The three estimators of the actor's gradient against the exact one, where the exact one is known: linear chains and a
+quadratic Q."""
 
 import pytest
 import torch as th

@@ -99,7 +99,7 @@ def test_network_sizes():
     assert policy.actor.score_network.encoder[0].out_features == policy.critic.q_networks[0][0].out_features == 16
     assert policy.actor.score_network.latent_layer.out_features == 16
     # At most 64 wide, and there is a head even where there is no encoder
-    assert make_policy(net_arch=[256, 128]).actor.constructor_kwargs["denoiser_arch"] == [64, 64]
+    assert make_policy(net_arch=[32, 128]).actor.constructor_kwargs["denoiser_arch"] == [64]
     assert make_policy(net_arch=[]).actor.constructor_kwargs["denoiser_arch"] == [64]
 
 
@@ -183,6 +183,9 @@ def test_unbounded_actions():
 
 
 def test_gsde_is_refused():
-    for make in (lambda: SAC(DiffusionSACPolicy, "Pendulum-v1", use_sde=True), lambda: DiffSAC("MlpPolicy", "Pendulum-v1", use_sde=True)):
+    for make in (
+        lambda: SAC(DiffusionSACPolicy, "Pendulum-v1", use_sde=True),
+        lambda: DiffSAC("MlpPolicy", "Pendulum-v1", use_sde=True),
+    ):
         with pytest.raises(ValueError, match="use_sde=True: gSDE needs a Gaussian policy"):
             make()

@@ -1,7 +1,13 @@
 import pytest
 import torch as th
 
-from sb3_diffusion.common.score_network import LOG_STD_RATIO_MAX, LOG_STD_RATIO_MIN, DenoisingNetwork, ScoreNetwork, time_features
+from sb3_diffusion.common.score_network import (
+    LOG_STD_RATIO_MAX,
+    LOG_STD_RATIO_MIN,
+    DenoisingNetwork,
+    ScoreNetwork,
+    time_features,
+)
 
 
 def test_time_features_tell_all_steps_apart():

@@ -1,9 +1,9 @@
 """
 The denoising chain: its kernels, samples, densities and the bound on its entropy, as functions of tensors.
 
-Notation and equations follow DMERL (arXiv 2512.02019): ``x_K`` is noise, step ``k`` goes from ``x_k`` to ``x_{k-1}``, and the action is
-``tanh(x_0)``. All kernels are diagonal Gaussians. A *control function* is any callable ``(x_k, k) -> (u, rho)``, with ``k`` an
-integer or a tensor with one step for each row.
+Notation and equations follow DMERL (arXiv 2512.02019): ``x_K`` is noise, step ``k`` goes from ``x_k`` to ``x_{k-1}``, and
+the action is ``tanh(x_0)``. All kernels are diagonal Gaussians. A *control function* is any callable
+``(x_k, k) -> (u, rho)``, with ``k`` an integer or a tensor with one step for each row.
 """
 
 import math
@@ -64,9 +64,11 @@ class Chain(NamedTuple):
     def end(self, batch_size: int) -> "Chain":
         """
         :param batch_size: number of chains B
-        :return: a copy of the first B chains of which ``x`` and ``noise`` hold only the end, ``x_0``, so that their memory does not grow with K
+        :return: a copy of the first B chains whose ``x`` and ``noise`` hold only ``x_0``'s, so that they take no more
+            memory for more steps
         """
-        return Chain(*(tensor[:1, :batch_size].clone() for tensor in self[:2]), self.log_ratio[:, :batch_size].clone())
+        x, noise = self.x[:1, :batch_size].clone(), self.noise[:1, :batch_size].clone()
+        return Chain(x, noise, self.log_ratio[:, :batch_size].clone())
 
 
 def at_step(values: th.Tensor, step: Step) -> th.Tensor:
@@ -110,7 +112,8 @@ def denoising_kernel(
 
 def kernel_kl(u: th.Tensor, rho: th.Tensor) -> th.Tensor:
     """
-    Closed form of ``KL_k = KL(q(. | x_k, s) || r(. | x_k))``. In units of the reference kernel it does not depend on the schedule.
+    Closed form of ``KL_k = KL(q(. | x_k, s) || r(. | x_k))``. In units of the reference kernel it does not depend on the
+    schedule.
 
     :param u: control, (..., d)
     :param rho: log-ratio of standard deviations, (..., d)
@@ -131,8 +134,8 @@ def denoising_step(
     :param x: ``x_k``, (..., B, d)
     :param noise: standard normal noise, (..., B, d)
     :param step: ``k``, one for all or one for each row, (..., B)
-    :return: ``x_{k-1}``, (..., B, d), and ``log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)`` in nats, (..., B), whose mean over the noise
-        is :func:`kernel_kl`
+    :return: ``x_{k-1}``, (..., B, d), and ``log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)`` in nats, (..., B), whose
+        mean over the noise is :func:`kernel_kl`
     """
     increment = u + th.exp(rho) * noise  # in standard deviations of the reference kernel
     x_prev = at_step(schedule.mean_coef, step) * x + at_step(schedule.std, step) * increment
@@ -166,7 +169,8 @@ def draw_noise(schedule: NoiseSchedule, batch_size: int, action_dim: int, determ
 
 def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor) -> Chain:
     """
-    Sample chains by reparameterisation. Gradients flow to the control function through every step, unless they are switched off.
+    Sample chains by reparameterisation. Gradients flow to the control function through every step, unless they are
+    switched off.
 
     :param control_fn: control function
     :param schedule: noise schedule
@@ -176,7 +180,9 @@ def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tenso
     """
     n_steps = schedule.diffusion_steps
     if noise.ndim != 3 or len(noise) != n_steps + 1:
-        raise ValueError(f"noise of shape {tuple(noise.shape)}: a chain of {n_steps} steps needs ({n_steps + 1}, batch, action)")
+        raise ValueError(
+            f"noise of shape {tuple(noise.shape)}: a chain of {n_steps} steps needs ({n_steps + 1}, batch, action)"
+        )
     x = noise[n_steps] * schedule.prior_std
     latents, log_ratios = [x], []
     for step in range(n_steps, 0, -1):
@@ -201,8 +207,8 @@ def path_log_ratio(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
 
 def path_log_ratio_noising(control_fn: ControlFn, schedule: NoiseSchedule, x: th.Tensor) -> th.Tensor:
     """
-    The same number as :func:`path_log_ratio`, for any path and from the noising kernels: the noising process is reversible, so that
-    ``L = log p(x_K) + sum_k [log q(x_{k-1} | x_k, s) - log pi(x_k | x_{k-1})]``.
+    The same number as :func:`path_log_ratio`, for any path and from the noising kernels: the noising process is
+    reversible, so that ``L = log p(x_K) + sum_k [log q(x_{k-1} | x_k, s) - log pi(x_k | x_{k-1})]``.
 
     :param control_fn: control function
     :param schedule: noise schedule
@@ -243,11 +249,13 @@ def terminal_log_prob(schedule: NoiseSchedule, x: th.Tensor) -> th.Tensor:
 
 def action_log_prob(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
     """
-    What stands for ``log pi(a|s)``: the path log-ratio ``L`` less the squash's log-determinant. Minus its mean is a lower bound on the
-    policy's entropy; a single step from ``beta_1 = 1`` is a plain Gaussian, and there it is the log-density itself, as in SAC.
+    What stands for ``log pi(a|s)``: the path log-ratio ``L`` less the squash's log-determinant. Minus its mean is a lower
+    bound on the policy's entropy; a single step from ``beta_1 = 1`` is a plain Gaussian, and there it is the log-density
+    itself, as in SAC.
 
-    ``L_hat``, with the closed-form ``KL_k`` in place of each log-ratio, has the same mean. But at the optimum ``Q - alpha L`` is the same
-    number on every path, while ``Q - alpha L_hat`` is not: of the two ``L`` gives the critic the quieter target.
+    ``L_hat``, with the closed-form ``KL_k`` in place of each log-ratio, has the same mean. But at the optimum
+    ``Q - alpha L`` is the same number on every path, while ``Q - alpha L_hat`` is not: of the two ``L`` gives the critic
+    the quieter target.
 
     :param schedule: noise schedule
     :param chain: chains

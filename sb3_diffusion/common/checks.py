@@ -36,7 +36,9 @@ def optimize(optimizer: th.optim.Optimizer, name: str, loss: th.Tensor, **parts:
     if not th.isfinite(loss):
         blame = [part for part, value in parts.items() if not th.isfinite(value).all()]
         raise ValueError(
-            f"{name} is {loss.item()}" + (f" (not finite: {', '.join(blame)})" if blame else "") + ". Training stops before this "
+            f"{name} is {loss.item()}"
+            + (f" (not finite: {', '.join(blame)})" if blame else "")
+            + ". Training stops before this "
             "update; the last checkpoint is still good. A smaller learning_rate or ent_coef, or scaled rewards, may help."
         )
     optimizer.zero_grad()

@@ -2,8 +2,9 @@
 Losses of the actor, as functions of chains that have already been sampled (DMERL, arXiv 2512.02019; see ``docs``).
 
 A *latent value* is a callable ``x_0 -> V_0(s, x_0)``, (B, d) -> (B,). All three estimators descend the gradient of
-``alpha sum_k log(q_k / r_k) - V_0(s, x_0)`` in the mean, the path-space KL to the chain that ends in the Boltzmann policy. The closed-form
-``KL_k`` in place of the log-ratios would have the same mean gradient, but its noise would not cancel that of ``V_0``'s prior term.
+``alpha sum_k log(q_k / r_k) - V_0(s, x_0)`` in the mean, the path-space KL to the chain that ends in the Boltzmann
+policy. The closed-form ``KL_k`` in place of the log-ratios would have the same mean gradient, but its noise would not
+cancel that of ``V_0``'s prior term.
 """
 
 from collections.abc import Callable
@@ -17,9 +18,7 @@ LatentValueFn = Callable[[th.Tensor], th.Tensor]
 Info = dict[str, th.Tensor]
 
 
-def latent_value_fn(
-    q_fn: Callable[[th.Tensor], th.Tensor], schedule: NoiseSchedule, ent_coef: th.Tensor
-) -> LatentValueFn:
+def latent_value_fn(q_fn: Callable[[th.Tensor], th.Tensor], schedule: NoiseSchedule, ent_coef: th.Tensor) -> LatentValueFn:
     """
     ``V_0(s, x) = min_i Q_i(s, tanh x) - alpha [log N(x; 0, nu^2) - sum log(1 - tanh^2 x)]``.
 
@@ -35,7 +34,8 @@ def value_and_gradient(value_fn: LatentValueFn, x: th.Tensor) -> tuple[th.Tensor
     """
     :param value_fn: a value of latent actions
     :param x: latent actions, (..., d)
-    :return: the value, (...), and its gradient with respect to the latent action, (..., d), both detached. The networks' weights get none
+    :return: the value, (...), and its gradient with respect to the latent action, (..., d), both detached. The networks'
+        weights get none
     """
     with th.enable_grad():
         x = x.detach().requires_grad_(True)
@@ -73,8 +73,8 @@ def step_loss(
     control_fn: ControlFn, schedule: NoiseSchedule, visits: Visits, value_gradient: th.Tensor, ent_coef: th.Tensor
 ) -> th.Tensor:
     """
-    ``sum_k [alpha log(q_k / r_k) - V_{k-1}(s, x_{k-1})]``, each step taken once more with gradients from its recorded ``x_k`` and with its
-    recorded noise, so that gradients pass through one step and memory does not grow with K.
+    ``sum_k [alpha log(q_k / r_k) - V_{k-1}(s, x_{k-1})]``, each step taken once more with gradients from its recorded
+    ``x_k`` and with its recorded noise, so that gradients pass through one step and memory does not grow with K.
 
     :param control_fn: control function, with gradients
     :param schedule: noise schedule
@@ -90,12 +90,14 @@ def step_loss(
 
 def lean_adjoint(schedule: NoiseSchedule, steps: th.Tensor, value_gradient: th.Tensor) -> th.Tensor:
     """
-    Lean adjoint (Adjoint Matching, arXiv 2409.08861; Adjoint Sampling, arXiv 2504.11713): the gradient at the chain's end carried
-    back along the reference dynamics, which are linear. Stands for the gradient of ``V_{k-1}(s, x_{k-1})`` in :func:`step_loss`.
+    Lean adjoint (Adjoint Matching, arXiv 2409.08861; Adjoint Sampling, arXiv 2504.11713): the gradient at the chain's end
+    carried back along the reference dynamics, which are linear. Stands for the gradient of ``V_{k-1}(s, x_{k-1})`` in
+    :func:`step_loss`.
 
-    At the optimum its conditional mean given ``x_{k-1}`` is that gradient, for any number of steps: there ``V_{k-1}`` is alpha times the
-    log-ratio of the latent's density to the prior's, whose gradient is this mean by the target score identity (De Bortoli et al., 2024,
-    arXiv 2402.08667) and Tweedie's formula. Elsewhere it neglects the curvature of the steps that follow.
+    At the optimum its conditional mean given ``x_{k-1}`` is that gradient, for any number of steps: there ``V_{k-1}`` is
+    alpha times the log-ratio of the latent's density to the prior's, whose gradient is this mean by the target score
+    identity (De Bortoli et al., 2024, arXiv 2402.08667) and Tweedie's formula. Elsewhere it neglects the curvature of the
+    steps that follow.
 
     :param schedule: noise schedule
     :param steps: steps ``k``, (M, B)
@@ -107,7 +109,8 @@ def lean_adjoint(schedule: NoiseSchedule, steps: th.Tensor, value_gradient: th.T
 
 def returns_along_chain(log_ratio: th.Tensor, value: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
     """
-    Soft returns from each step of a chain to its end, ``G_k = V_0(s, x_0) - alpha sum_{j <= k} log(q_j / r_j)``: targets of ``V_k(s, x_k)``.
+    Soft returns from each step of a chain to its end, ``G_k = V_0(s, x_0) - alpha sum_{j <= k} log(q_j / r_j)``: targets
+    of ``V_k(s, x_k)``.
 
     :param log_ratio: log-ratios of the steps, (K, B)
     :param value: ``V_0(s, x_0)``, (B,)

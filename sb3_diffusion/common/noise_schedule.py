@@ -82,7 +82,9 @@ class NoiseSchedule(nn.Module):
     def __init__(self, diffusion_steps: int, name: str = "cosine", prior_std: float = 1.0):
         super().__init__()
         if isinstance(diffusion_steps, bool) or int(diffusion_steps) != diffusion_steps or diffusion_steps < 1:
-            raise ValueError(f"diffusion_steps={diffusion_steps!r}: the number of denoising steps must be an integer of at least 1")
+            raise ValueError(
+                f"diffusion_steps={diffusion_steps!r}: the number of denoising steps must be an integer of at least 1"
+            )
         if name not in NOISE_SCHEDULES:
             raise ValueError(f"noise_schedule={name!r}: choose one of {', '.join(map(repr, NOISE_SCHEDULES))}")
         if not (math.isfinite(prior_std) and prior_std > 0):
@@ -126,7 +128,9 @@ class NoiseSchedule(nn.Module):
         :raises ValueError: if ``n_steps`` is out of range
         """
         if not 1 <= n_steps <= self.diffusion_steps:
-            raise ValueError(f"inference_steps={n_steps!r}: choose from 1 to {self.diffusion_steps}, the steps it was trained with")
+            raise ValueError(
+                f"inference_steps={n_steps!r}: choose from 1 to {self.diffusion_steps}, the steps it was trained with"
+            )
         kept = th.linspace(0, self.diffusion_steps, n_steps + 1, device=self.beta.device).round().long()
         alpha_bar = self.alpha_bar.double()[kept]
         beta = th.cat((alpha_bar.new_zeros(1), 1 - alpha_bar[1:] / alpha_bar[:-1]))

@@ -6,7 +6,13 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN, get_actor_critic_arch
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    get_actor_critic_arch,
+)
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
@@ -15,7 +21,8 @@ from sb3_diffusion.common.chain import Chain, ControlFn, Step, action_log_prob, 
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.score_network import DenoisingNetwork, ScoreNetwork
 
-# Where ``net_arch`` says nothing of the head that runs at every denoising step, it is as deep as the encoder and at most this wide
+# Where ``net_arch`` says nothing of the head that runs at every denoising step, it has one hidden layer of at most
+# this width
 MAX_DEFAULT_DENOISER_WIDTH = 64
 
 
@@ -35,8 +42,8 @@ class DiffusionActor(BasePolicy):
     :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
     :param prior_std: standard deviation of the prior of the latent action
     :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
-    :param encode_once: run the encoder once per chain and a small head per step; if False, one network of the widths ``net_arch`` runs
-        at every step
+    :param encode_once: run the encoder once per chain and a small head per step; if False, one network of the widths
+        ``net_arch`` runs at every step
     :param normalize_images: whether to divide images by 255
     """
 
@@ -49,7 +56,7 @@ class DiffusionActor(BasePolicy):
         action_space: spaces.Box,
         net_arch: list[int],
         denoiser_arch: list[int],
-        features_extractor: nn.Module,
+        features_extractor: BaseFeaturesExtractor,
         features_dim: int,
         activation_fn: type[nn.Module] = nn.ReLU,
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
@@ -63,7 +70,7 @@ class DiffusionActor(BasePolicy):
         super().__init__(
             observation_space,
             action_space,
-            features_extractor=features_extractor,  # type: ignore[arg-type]
+            features_extractor=features_extractor,
             normalize_images=normalize_images,
             squash_output=True,
         )
@@ -123,7 +130,9 @@ class DiffusionActor(BasePolicy):
 
         def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
             visibility = self.schedule.visibility[step]
-            return self.score_network.control(context, x * (visibility if isinstance(step, int) else visibility.unsqueeze(-1)), step)
+            return self.score_network.control(
+                context, x * (visibility if isinstance(step, int) else visibility.unsqueeze(-1)), step
+            )
 
         return control
 
@@ -145,7 +154,8 @@ class DiffusionActor(BasePolicy):
 
         :param obs: observations
         :param noise: standard normal noises, (K+1, B, d); drawn if None
-        :return: actions in [-1, 1], (B, d), and what stands for their log-probability, (B,); see :func:`.chain.action_log_prob`
+        :return: actions in [-1, 1], (B, d), and what stands for their log-probability, (B,); see
+            :func:`.chain.action_log_prob`
         """
         chain = self.sample(self.encode(obs), noise)
         return chain.action, action_log_prob(self.schedule, chain)
@@ -244,15 +254,16 @@ class DiffusionValue(BaseModel):
 
 class DiffusionSACPolicy(SACPolicy):
     """
-    Diffusion actor with SAC's critics. Works in stock ``stable_baselines3.SAC``, which back-propagates through the chain, and in
+    Diffusion actor with SAC's critics. Works in stock ``stable_baselines3.SAC``, which back-propagates through the chain,
+    and in
     :class:`.DiffSAC`.
 
     :param observation_space: observation space
     :param action_space: action space, a bounded ``Box``
     :param lr_schedule: learning rate schedule
     :param net_arch: widths of the hidden layers: a list for the encoder of the observation and the critics alike, or
-        ``dict(pi=[...], qf=[...], denoiser=[...])``, the last being the head that runs at every denoising step. Left out, the head is
-        as deep as the encoder and at most 64 wide
+        ``dict(pi=[...], qf=[...], denoiser=[...])``, the last being the head that runs at every denoising step. Left out,
+        the head has one hidden layer, as wide as the encoder's last and at most 64
     :param activation_fn: activation of the encoder and the critics
     :param use_sde: not supported
     :param log_std_init: of gSDE, not used
@@ -262,16 +273,16 @@ class DiffusionSACPolicy(SACPolicy):
     :param features_extractor_kwargs: keyword arguments of the features extractor
     :param normalize_images: whether to divide images by 255
     :param optimizer_class: optimizer to use
-    :param optimizer_kwargs: keyword arguments of the optimizer other than the learning rate. If None and the optimizer is Adam or AdamW,
-        its fused kernel is used
+    :param optimizer_kwargs: keyword arguments of the optimizer other than the learning rate. If None and the optimizer is
+        Adam or AdamW, its fused kernel is used
     :param n_critics: number of critics
     :param share_features_extractor: whether actor and critics share the features extractor
     :param diffusion_steps: number of denoising steps K
     :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
     :param prior_std: standard deviation of the prior of the latent action
     :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
-    :param encode_once: run the encoder once per chain and a small head per step; if False, one network of the widths ``net_arch["pi"]``
-        runs at every step
+    :param encode_once: run the encoder once per chain and a small head per step; if False, one network of the widths
+        ``net_arch["pi"]`` runs at every step
     :param denoiser_activation_fn: activation of the head
     :param use_diffusion_value: also build the value network over ``(s, x_k, k)``
     :raises ValueError: for gSDE or a chain that cannot be built
@@ -307,14 +318,17 @@ class DiffusionSACPolicy(SACPolicy):
         use_diffusion_value: bool = False,
     ):
         if use_sde:
-            raise ValueError("use_sde=True: gSDE needs a Gaussian policy. A diffusion policy explores by its own noise, use use_sde=False")
+            raise ValueError(
+                "use_sde=True: gSDE needs a Gaussian policy. A diffusion policy explores by its own noise, use use_sde=False"
+            )
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(fused=True)
         if net_arch is None:
             net_arch = [256, 256]
         actor_arch, _ = get_actor_critic_arch(net_arch)
-        default_denoiser_arch = [min(width, MAX_DEFAULT_DENOISER_WIDTH) for width in actor_arch or [MAX_DEFAULT_DENOISER_WIDTH]]
-        denoiser_arch = net_arch.get("denoiser", default_denoiser_arch) if isinstance(net_arch, dict) else default_denoiser_arch
+        denoiser_arch = [min([*actor_arch[-1:], MAX_DEFAULT_DENOISER_WIDTH])]
+        if isinstance(net_arch, dict):
+            denoiser_arch = net_arch.get("denoiser", denoiser_arch)
         # SAC's policy builds its networks in its constructor, so what they need is set before
         self.chain_kwargs = dict(
             diffusion_steps=diffusion_steps,
@@ -369,7 +383,7 @@ class DiffusionSACPolicy(SACPolicy):
         :return: the value network over ``(s, x_k, k)``
         """
         shared = self.actor.features_extractor if self.share_features_extractor else None
-        kwargs = self._update_features_extractor(self.net_args, shared)  # type: ignore[arg-type]
+        kwargs = self._update_features_extractor(self.net_args, shared)
         return DiffusionValue(
             **kwargs,
             **self.denoiser_kwargs,  # type: ignore[arg-type]
@@ -421,17 +435,45 @@ class DiffusionSACPolicy(SACPolicy):
 
 class DiffusionSACCnnPolicy(DiffusionSACPolicy):
     """
-    :class:`DiffusionSACPolicy` for images, with SB3's ``NatureCNN``; the parameters are the same.
+    :class:`DiffusionSACPolicy` for images.
+
+    :param observation_space: observation space
+    :param action_space: action space, a bounded ``Box``
+    :param lr_schedule: learning rate schedule
+    :param features_extractor_class: features extractor to use, SB3's ``NatureCNN``
+    :param kwargs: the other arguments of :class:`DiffusionSACPolicy`
     """
 
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
 
 
-class DiffusionSACMultiInputPolicy(DiffusionSACPolicy):
+class DiffusionSACMultiInputPolicy(DiffusionSACCnnPolicy):
     """
-    :class:`DiffusionSACPolicy` for ``Dict`` observations, with SB3's ``CombinedExtractor``; the parameters are the same.
+    :class:`DiffusionSACPolicy` for ``Dict`` observations.
+
+    :param observation_space: observation space, a ``Dict``
+    :param action_space: action space, a bounded ``Box``
+    :param lr_schedule: learning rate schedule
+    :param features_extractor_class: features extractor to use, SB3's ``CombinedExtractor``
+    :param kwargs: the other arguments of :class:`DiffusionSACPolicy`
     """
 
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ):
+        super().__init__(observation_space, action_space, lr_schedule, features_extractor_class, **kwargs)

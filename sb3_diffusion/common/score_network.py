@@ -9,7 +9,8 @@ from torch import nn
 # Bounds of the log-ratio of a kernel's standard deviation to the reference kernel's
 LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX = -5.0, 1.0
 
-# Bound of the control: far beyond where the squash saturates, it keeps a spoilt network from growing without end along the chain
+# Bound of the control: far beyond where the squash saturates, it keeps a spoilt network from growing without end along
+# the chain
 CONTROL_MAX = 20.0
 
 TIME_FEATURES = 16
@@ -133,17 +134,19 @@ class ScoreNetwork(DenoisingNetwork):
             output_scale=0.1,
         )
         self.learn_std = learn_std
+        self.action_dim = action_dim
+        # What one step has to add shrinks with their number; so does what one step of the optimizer may add
+        self.control_scale = diffusion_steps**-0.5
 
     def control(self, context: th.Tensor, x: th.Tensor, step: int | th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
         :param context: output of :meth:`encode`, (..., B, W)
         :param x: ``x_k``, (..., B, d)
         :param step: ``k``, one for all or one for each row, (..., B)
-        :return: control ``u``, the shift of the kernel's mean in standard deviations of the reference kernel, and ``rho``, the log-ratio
-            of the two standard deviations, each (..., B, d)
+        :return: control ``u``, the shift of the kernel's mean in standard deviations of the reference kernel, and
+            ``rho``, the log-ratio of the two standard deviations, each (..., B, d)
         """
         output = self(context, x, step)
-        if not self.learn_std:
-            return output.clamp(-CONTROL_MAX, CONTROL_MAX), th.zeros_like(output)
-        u, rho = output.chunk(2, dim=-1)
-        return u.clamp(-CONTROL_MAX, CONTROL_MAX), rho.clamp(LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX)
+        rho = output[..., self.action_dim :] if self.learn_std else th.zeros_like(output)
+        u = (output[..., : self.action_dim] * self.control_scale).clamp(-CONTROL_MAX, CONTROL_MAX)
+        return u, rho.clamp(LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX)

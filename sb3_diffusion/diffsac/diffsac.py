@@ -36,8 +36,8 @@ class DiffSAC(SAC):
     Diffusion Soft Actor-Critic (DiffSAC): SAC whose policy is a short denoising chain.
     Paper: DMERL, https://arxiv.org/abs/2512.02019
 
-    The chain's entropy is unknown; a bound on it, the sum of one-step log-ratios along the chain, takes its place in SAC's critic
-    target, actor loss and automatic temperature.
+    The chain's entropy is unknown; a bound on it, the sum of one-step log-ratios along the chain, takes its place in
+    SAC's critic target, actor loss and automatic temperature.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -59,7 +59,8 @@ class DiffSAC(SAC):
     :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer at a cost of more complexity.
     :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value network.
     :param ent_coef: Entropy regularization coefficient, the temperature alpha. Set it to 'auto' to learn it automatically
-        (and 'auto_0.1' for using 0.1 as initial value). A hot start ('auto_10') helps to keep every mode of a multimodal policy.
+        (and 'auto_0.1' for using 0.1 as initial value). A hot start ('auto_10') helps to keep every mode of a multimodal
+        policy.
     :param target_update_interval: update the target network every ``target_update_interval`` gradient steps.
     :param target_entropy: target of the entropy bound when learning ``ent_coef`` (``ent_coef = 'auto'``);
         'auto' is minus the number of action dimensions
@@ -70,7 +71,8 @@ class DiffSAC(SAC):
         the reported success rate, mean episode length, and mean reward over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see :class:`.DiffusionSACPolicy`
-    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for debug messages
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for debug
+        messages
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, ...) on which the code should be run.
         Setting it to auto, the code will be run on the GPU if possible.
@@ -80,11 +82,11 @@ class DiffSAC(SAC):
     :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
     :param prior_std: standard deviation of the prior of the latent action
     :param actor_loss: estimator of the actor's gradient:
-        ``"adjoint"`` carries the critics' gradient back along the linear reference dynamics (Adjoint Matching, arXiv 2409.08861);
-        ``"diffusion_value"`` learns the values of the steps of the chain, as the paper does;
+        ``"adjoint"`` carries the critics' gradient back along the linear reference dynamics (Adjoint Matching, arXiv
+        2409.08861); ``"diffusion_value"`` learns the values of the steps of the chain, as the paper does;
         ``"pathwise"`` back-propagates through all steps, as stock SAC with :class:`.DiffusionSACPolicy` does
-    :param denoising_steps_per_update: how many denoising steps of each sample an update of the actor uses, drawn at random where K is
-        greater; bounds time and memory for any K. Not used by ``actor_loss="pathwise"``
+    :param denoising_steps_per_update: how many denoising steps of each sample an update of the actor uses, drawn at
+        random where K is greater; bounds time and memory for any K. Not used by ``actor_loss="pathwise"``
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: for an argument that is out of range, saying what is allowed
     """
@@ -136,7 +138,9 @@ class DiffSAC(SAC):
         _init_setup_model: bool = True,
     ):
         if use_sde:
-            raise ValueError("use_sde=True: gSDE needs a Gaussian policy. A diffusion policy explores by its own noise, use use_sde=False")
+            raise ValueError(
+                "use_sde=True: gSDE needs a Gaussian policy. A diffusion policy explores by its own noise, use use_sde=False"
+            )
         if actor_loss not in ACTOR_LOSSES:
             raise ValueError(f"actor_loss={actor_loss!r}: choose one of {', '.join(map(repr, ACTOR_LOSSES))}")
         for name, value in {"policy_delay": policy_delay, "denoising_steps_per_update": denoising_steps_per_update}.items():
@@ -148,10 +152,14 @@ class DiffSAC(SAC):
         self.denoising_steps_per_update = denoising_steps_per_update
         check_temperature(ent_coef)
         # As with use_sde, the algorithm hands the policy what it needs
-        chain_kwargs: dict[str, Any] = dict(diffusion_steps=diffusion_steps, noise_schedule=noise_schedule, prior_std=prior_std)
+        chain_kwargs: dict[str, Any] = dict(
+            diffusion_steps=diffusion_steps, noise_schedule=noise_schedule, prior_std=prior_std
+        )
         policy_kwargs = {} if policy_kwargs is None else policy_kwargs
         for name in chain_kwargs.keys() & policy_kwargs.keys():
-            raise ValueError(f"policy_kwargs[{name!r}]={policy_kwargs[name]!r}: give it to {type(self).__name__} itself, {name}=...")
+            raise ValueError(
+                f"policy_kwargs[{name!r}]={policy_kwargs[name]!r}: give it to {type(self).__name__} itself, {name}=..."
+            )
         super().__init__(
             policy,
             env,
@@ -204,7 +212,6 @@ class DiffSAC(SAC):
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         self._update_learning_rates()
-        schedule = self.actor.schedule
         logs: dict[str, list[th.Tensor]] = {}
 
         for _ in range(gradient_steps):
@@ -227,7 +234,9 @@ class DiffSAC(SAC):
                 target_q_values = replay_data.rewards + (1 - replay_data.dones) * discounts * next_values
 
             current_q_values = th.stack(self.critic(obs, replay_data.actions))  # (n_critics, B, 1)
-            critic_loss = 0.5 * F.mse_loss(current_q_values, target_q_values.expand_as(current_q_values)) * len(current_q_values)
+            critic_loss = (
+                0.5 * F.mse_loss(current_q_values, target_q_values.expand_as(current_q_values)) * len(current_q_values)
+            )
             optimize(
                 self.critic.optimizer,
                 "critic loss",
@@ -255,9 +264,7 @@ class DiffSAC(SAC):
         for key, mean in zip(logs, means.tolist(), strict=True):
             self.logger.record(key, mean)
 
-    def _sample_chains(
-        self, context: th.Tensor, next_obs: PyTorchObs
-    ) -> tuple[Chain, Visits | None, th.Tensor, th.Tensor]:
+    def _sample_chains(self, context: th.Tensor, next_obs: PyTorchObs) -> tuple[Chain, Visits | None, th.Tensor, th.Tensor]:
         """
         Sample actions at these and at the next observations, in one batch unless gradients have to pass through the chain.
 
@@ -287,7 +294,7 @@ class DiffSAC(SAC):
         log_prob = action_log_prob(self.actor.schedule, chain).detach()
         info = {"diffusion/entropy_bound": -log_prob.mean()}
         if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
-            ent_coef_loss = -(self.log_ent_coef * (log_prob + self.target_entropy)).mean()
+            ent_coef_loss = -(self.log_ent_coef * (log_prob + float(self.target_entropy))).mean()
             optimize(self.ent_coef_optimizer, "temperature loss", ent_coef_loss, log_prob=log_prob)
             info["train/ent_coef_loss"] = ent_coef_loss
         return info

@@ -7,7 +7,8 @@ from sb3_diffusion import DiffSAC
 
 stable_baselines3.SAC = DiffSAC
 
-# gSDE draws the parameters of a Gaussian's noise; a diffusion policy has no such Gaussian, and refuses use_sde=True with a ValueError
+# gSDE draws the parameters of a Gaussian's noise; a diffusion policy has no such Gaussian, and refuses use_sde=True with
+# a ValueError
 EXPECTED_FAILURES: dict[str, str] = {
     "test_her.py::test_save_load[True-DiffSAC]": "saves and loads a model with use_sde=True",
     "test_run.py::test_offpolicy_multi_env[DiffSAC]": "trains SAC with use_sde=True in many environments",
