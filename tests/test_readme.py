@@ -52,7 +52,7 @@ def test_commands_and_files_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", readme, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
-    for path in re.findall(r"\]\((?!http)([^)#]+)\)", readme) + re.findall(
-        r"python ((?:benchmarks|examples)/\w+\.py)", readme
-    ):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", readme)
+    scripts = re.findall(r"python ((?:benchmarks|examples)/\w+\.py)", readme)
+    for path in links + scripts:
         assert (ROOT / path).exists(), path
