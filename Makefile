@@ -2,7 +2,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := sb3_diffusion tests examples benchmarks
+SOURCES := sb3_diffusion sb3_diffusion_zoo_hook.py tests examples benchmarks
 
 .PHONY: install demo test pytest format lint type doc build clean
 

@@ -14,6 +14,9 @@ LAYERS = [
     {"common.losses", "common.policies"},
     {"diffsac.policies"},
     {"diffsac.diffsac"},
+    {"zoo.hyperparams_opt"},
+    {"zoo.registration"},
+    {"zoo.__main__"},
 ]
 
 

@@ -63,7 +63,7 @@ class DiffSAC(SAC):
         policy.
     :param target_update_interval: update the target network every ``target_update_interval`` gradient steps.
     :param target_entropy: target of the entropy bound when learning ``ent_coef`` (``ent_coef = 'auto'``);
-        'auto' is minus the number of action dimensions
+        'auto' is minus the number of action dimensions, 'auto_0.5' half of that
     :param use_sde: gSDE is not supported, must be False
     :param sde_sample_freq: of gSDE, not used
     :param use_sde_at_warmup: of gSDE, not used
@@ -150,7 +150,8 @@ class DiffSAC(SAC):
         self.policy_delay = policy_delay
         self.actor_loss = actor_loss
         self.denoising_steps_per_update = denoising_steps_per_update
-        check_temperature(ent_coef)
+        parse_auto("ent_coef", ent_coef, positive=True)
+        parse_auto("target_entropy", target_entropy)
         # As with use_sde, the algorithm hands the policy what it needs
         chain_kwargs: dict[str, Any] = dict(
             diffusion_steps=diffusion_steps, noise_schedule=noise_schedule, prior_std=prior_std
@@ -190,6 +191,13 @@ class DiffSAC(SAC):
             device,
             _init_setup_model,
         )
+
+    def _setup_model(self) -> None:
+        automatic, number = parse_auto("target_entropy", self.target_entropy)
+        self.target_entropy = "auto" if automatic else number
+        super()._setup_model()
+        if automatic:
+            self.target_entropy = number * float(self.target_entropy)
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
@@ -425,15 +433,21 @@ class DiffSAC(SAC):
         return state_dicts, saved_pytorch_variables
 
 
-def check_temperature(ent_coef: str | float) -> None:
+def parse_auto(name: str, value: str | float, positive: bool = False) -> tuple[bool, float]:
     """
-    :param ent_coef: temperature, ``"auto"`` or ``"auto_<initial value>"``
-    :raises ValueError: if it is none of these or not positive and finite
+    :param name: name of an argument
+    :param value: its value: a number, ``"auto"`` or ``"auto_<positive number>"``
+    :param positive: whether a plain number must be positive, too
+    :return: whether it is automatic, and its number, 1 for ``"auto"``
+    :raises ValueError: if it is none of these or not finite
     """
-    text = str(ent_coef)
+    text = str(value)
+    automatic = text.startswith("auto")
     try:
-        value = 1.0 if text == "auto" else float(text.removeprefix("auto_"))
+        number = 1.0 if text == "auto" else float(text.removeprefix("auto_"))
     except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"ent_coef={ent_coef!r}: choose a positive number, 'auto' or 'auto_<positive initial value>'")
+        number = math.nan
+    if not math.isfinite(number) or (number <= 0 and (automatic or positive)):
+        kind = "positive" if positive else "finite"
+        raise ValueError(f"{name}={value!r}: choose a {kind} number, 'auto' or 'auto_<positive number>'")
+    return automatic, number

@@ -1,0 +1,78 @@
+"""Makes RL Zoo know this package's algorithms, their hyperparameters and their search spaces."""
+
+import functools
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ALGORITHMS = ("diffsac",)
+
+
+def hyperparams_path(name: str) -> Path:
+    """
+    :param name: algorithm, or ``baselines/<algorithm>``
+    :return: path of the file of hyperparameters, in the Zoo's format
+    :raises ValueError: if there is none of that name
+    """
+    package = Path(__file__).parent.parent
+    # In a wheel the folder stands in the package, in a clone beside it
+    folders = [folder for folder in (package / "hyperparams", package.parent / "hyperparams") if folder.is_dir()]
+    known = {str(path.relative_to(folder).with_suffix("")): path for folder in folders for path in folder.rglob("*.yml")}
+    if name not in known:
+        raise ValueError(f"No hyperparameters for {name!r}: choose one of {', '.join(sorted(known))}")
+    return known[name]
+
+
+def register() -> None:
+    """
+    Make RL Zoo know this package's algorithms, in a script that calls the Zoo's functions itself. Its command line needs
+    no call: there the start-up hook does the same.
+    """
+    import rl_zoo3.exp_manager
+    import rl_zoo3.hyperparams_opt
+    import rl_zoo3.utils
+
+    for module in (rl_zoo3.utils, rl_zoo3.hyperparams_opt, rl_zoo3.exp_manager):
+        patch_module(module)
+
+
+def patch_module(module: ModuleType) -> None:
+    """
+    Add this package's algorithms to one of the Zoo's modules. What is already there stays.
+
+    :param module: ``rl_zoo3.utils``, ``rl_zoo3.hyperparams_opt`` or ``rl_zoo3.exp_manager``
+    """
+    if module.__name__ == "rl_zoo3.utils":
+        from sb3_diffusion.diffsac.diffsac import DiffSAC
+
+        module.ALGOS.setdefault("diffsac", DiffSAC)
+    elif module.__name__ == "rl_zoo3.hyperparams_opt":
+        from sb3_diffusion.zoo.hyperparams_opt import convert_diffsac_params, sample_diffsac_params
+
+        module.HYPERPARAMS_SAMPLER.setdefault("diffsac", sample_diffsac_params)
+        module.HYPERPARAMS_CONVERTER.setdefault("diffsac", convert_diffsac_params)
+    elif module.__name__ == "rl_zoo3.exp_manager":
+        patch_experiment_manager(module.ExperimentManager)
+
+
+def patch_experiment_manager(manager: type) -> None:
+    """
+    Let the Zoo look for hyperparameters of this package's algorithms here, unless the user names a file.
+
+    :param manager: the Zoo's ``ExperimentManager``
+    """
+    original = manager.__init__  # type: ignore[misc]
+    if hasattr(original, "__wrapped__"):
+        return
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        arguments = signature.bind(self, *args, **kwargs).arguments
+        if arguments["algo"] in ALGORITHMS and not arguments.get("config"):
+            arguments["config"] = str(hyperparams_path(arguments["algo"]))
+        arguments.pop(next(iter(signature.parameters)))
+        original(self, **arguments)
+
+    manager.__init__ = __init__  # type: ignore[misc]

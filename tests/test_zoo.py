@@ -1,0 +1,220 @@
+import argparse
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import optuna
+import pytest
+import yaml
+from gymnasium.envs.classic_control import PendulumEnv
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import ALGOS
+
+import sb3_diffusion
+import sb3_diffusion_zoo_hook
+from sb3_diffusion import DiffSAC
+from sb3_diffusion.zoo import ALGORITHMS, hyperparams_path, register
+
+ROOT = Path(sb3_diffusion.__file__).parent.parent
+NO_HER = {"using_her_replay_buffer": False, "her_kwargs": {}}
+SMALL = ["-params", "learning_starts:50", "batch_size:16", "policy_kwargs:dict(net_arch=[8])", "buffer_size:500"]
+TRAIN = ["-m", "rl_zoo3.train", "--algo", "diffsac", "--env", "Pendulum-v1", "-n", "100", "--eval-freq", "-1", *SMALL]
+
+
+def python(*args, folder, check=True, **environment):
+    """Run Python in another folder, where only an installed package is found."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    result = subprocess.run([sys.executable, *args], cwd=folder, env=env, capture_output=True, text=True)
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def load(name):
+    return yaml.safe_load(hyperparams_path(name).read_text())
+
+
+def test_registered_in_this_process():
+    register()
+    for algo in ALGORITHMS:
+        assert algo in ALGOS and algo in HYPERPARAMS_SAMPLER and algo in HYPERPARAMS_CONVERTER
+    # Once, however often it is called
+    assert not hasattr(ExperimentManager.__init__.__wrapped__, "__wrapped__")
+    assert sys.meta_path.count(sb3_diffusion_zoo_hook.ZooFinder) == 1
+
+
+@pytest.mark.parametrize("name", ["diffsac", "baselines/sac", "baselines/tqc", "baselines/ppo"])
+def test_hyperparameters(name):
+    blocks = load(name)
+    algorithm = ALGOS[name.split("/")[-1]]
+    known = set(inspect.signature(algorithm).parameters) | {"n_timesteps", "normalize", "noise_type", "noise_std"}
+    for env_id, block in blocks.items():
+        assert set(block) <= known
+        assert float(block["n_timesteps"]) > 0
+        if env_id != "default":
+            gym.spec(env_id)
+    mujoco = {name for name in gym.registry if "envs.mujoco" in str(gym.spec(name).entry_point)}
+    v5 = {name for name in mujoco if name.endswith("-v5")}
+    assert v5 <= set(blocks)
+    if name == "diffsac":
+        assert {"default", "Pendulum-v1", "MountainCarContinuous-v0", "LunarLanderContinuous-v3", "BipedalWalker-v3"} <= set(
+            blocks
+        )
+        for env_id in v5:
+            assert blocks[env_id] == blocks.get(env_id.replace("-v5", "-v4"))
+
+
+@pytest.mark.parametrize("name", ["sac", "tqc"])
+def test_baselines_have_the_same_settings(name):
+    ours = {key: value.default for key, value in inspect.signature(DiffSAC).parameters.items()}
+    ours["policy_kwargs"] = "dict(net_arch=[256, 256])"
+    for env_id, block in load(f"baselines/{name}").items():
+        expected = {**ours, **load("diffsac")[env_id]}
+        assert block == {key: expected[key] for key in block}
+
+
+def test_unknown_hyperparameters():
+    with pytest.raises(ValueError, match="'nothing': choose one of baselines/ppo"):
+        hyperparams_path("nothing")
+
+
+def test_sampler_and_converter_agree():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    temperatures = set()
+    for _ in range(20):
+        trial = study.ask()
+        kwargs = HYPERPARAMS_SAMPLER["diffsac"](trial, 1, 1, NO_HER)
+        assert kwargs == HYPERPARAMS_CONVERTER["diffsac"](trial.params)
+        assert len(trial.params) <= 8
+        kwargs["policy_kwargs"]["net_arch"] = [8]
+        model = DiffSAC("MlpPolicy", "Pendulum-v1", **kwargs, buffer_size=10)
+        temperatures.add(str(model.ent_coef).startswith("auto"))
+        if str(model.ent_coef).startswith("auto"):
+            assert model.target_entropy == pytest.approx(-trial.params["target_entropy_scale"])
+    assert temperatures == {True, False}
+
+
+def test_sampler_with_hindsight_experience_replay():
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    kwargs = HYPERPARAMS_SAMPLER["diffsac"](trial, 1, 1, {"using_her_replay_buffer": True, "her_kwargs": {}})
+    assert set(kwargs["replay_buffer_kwargs"]) == {"n_sampled_goal", "goal_selection_strategy"}
+    assert kwargs == HYPERPARAMS_CONVERTER["diffsac"](trial.params)
+
+
+class NanPendulum(PendulumEnv):
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, np.nan, *rest
+
+
+def test_nan_prunes_the_trial(tmp_path):
+    gym.register("NanPendulum-v0", NanPendulum, max_episode_steps=50)
+    try:
+        manager = ExperimentManager(
+            argparse.Namespace(), "diffsac", "NanPendulum-v0", str(tmp_path), n_timesteps=100, optimize_hyperparameters=True
+        )
+        manager.setup_experiment()
+        with pytest.raises(optuna.TrialPruned):
+            manager.objective(optuna.create_study().ask())
+    finally:
+        del gym.registry["NanPendulum-v0"]
+
+
+def test_train_enjoy_and_go_on(tmp_path):
+    python(*TRAIN, folder=tmp_path)
+    run = tmp_path / "logs" / "diffsac" / "Pendulum-v1_1"
+    assert (run / "Pendulum-v1.zip").exists()
+    assert (run / "Pendulum-v1" / "config.yml").exists()
+    enjoy = ["-m", "rl_zoo3.enjoy", "--algo", "diffsac", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "10"]
+    python(*enjoy, folder=tmp_path)
+    python(*TRAIN, "-i", str(run / "Pendulum-v1.zip"), folder=tmp_path)
+
+
+def test_a_users_own_file_wins(tmp_path):
+    (tmp_path / "my.yml").write_text("default:\n  policy: MlpPolicy\n  n_timesteps: 60\n  tau: 0.123\n")
+    python(*TRAIN, "-conf", "my.yml", folder=tmp_path)
+    saved = (tmp_path / "logs" / "diffsac" / "Pendulum-v1_1" / "Pendulum-v1" / "config.yml").read_text()
+    assert "0.123" in saved
+
+
+def test_optimize_then_train_a_trial(tmp_path):
+    study = ["--storage", "sqlite:///study.db", "--study-name", "s"]
+    optimize = [*study, "-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "-f", "tuning"]
+    python(*TRAIN, *optimize, "--no-optim-plots", folder=tmp_path)
+    trials = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="s").trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
+    python(*TRAIN, *study, "--trial-id", "1", folder=tmp_path)
+    saved = (tmp_path / "logs" / "diffsac" / "Pendulum-v1_1" / "Pendulum-v1" / "config.yml").read_text()
+    assert f"- {trials[1].params['diffusion_steps']}" in saved
+
+
+def test_hook_can_be_switched_off(tmp_path):
+    script = "import sys, sb3_diffusion, rl_zoo3.utils; print('diffsac' in rl_zoo3.utils.ALGOS)"
+    assert python("-c", script, folder=tmp_path).stdout.split()[-1] == "True"
+    off = {"SB3_DIFFUSION_NO_HOOK": "1"}
+    assert python("-c", script, folder=tmp_path, **off).stdout.split()[-1] == "False"
+    explicit = script.replace("print", "import sb3_diffusion.zoo; sb3_diffusion.zoo.register(); print")
+    assert python("-c", explicit, folder=tmp_path, **off).stdout.split()[-1] == "True"
+
+
+def test_an_import_of_gymnasium_stays_cheap(tmp_path):
+    script = "import sys, gymnasium; print('torch' in sys.modules, 'sb3_diffusion' in sys.modules)"
+    assert python("-c", script, folder=tmp_path).stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "import sb3_diffusion.zoo; del sb3_diffusion.zoo.patch_module",
+        "import sb3_diffusion_zoo_hook as h; h.PatchingLoader = None",
+    ],
+)
+def test_an_error_in_the_hook_leaves_the_zoo_working(tmp_path, fault):
+    script = f"{fault}\nimport rl_zoo3.train\nprint('sac' in rl_zoo3.utils.ALGOS)"
+    result = python("-W", "ignore", "-c", script, folder=tmp_path)
+    assert result.stdout.split()[-1] == "True"
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("sb3_diffusion: RL Zoo will not know its algorithms: ")
+
+
+def test_hook_beside_another_that_asks_all_finders(tmp_path):
+    (tmp_path / "other.py").write_text(
+        "import sys\n"
+        "class Other:\n"
+        "    @staticmethod\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if not name.startswith('rl_zoo3'): return None\n"
+        "        specs = (f.find_spec(name, path, target) for f in sys.meta_path if f is not Other)\n"
+        "        return next((spec for spec in specs if spec is not None), None)\n"
+        "sys.meta_path.insert(0, Other)\n"
+    )
+    script = "import other, sb3_diffusion, rl_zoo3.utils; print('diffsac' in rl_zoo3.utils.ALGOS)"
+    assert python("-c", script, folder=tmp_path).stdout.split()[-1] == "True"
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_subprocesses_know_the_algorithms(tmp_path, start_method):
+    (tmp_path / "main.py").write_text(
+        "import multiprocessing\n"
+        "def known():\n"
+        "    import rl_zoo3.utils\n"
+        "    return 'diffsac' in rl_zoo3.utils.ALGOS\n"
+        "if __name__ == '__main__':\n"
+        f"    with multiprocessing.get_context('{start_method}').Pool(1) as pool:\n"
+        "        print(pool.apply(known))\n"
+    )
+    assert python("main.py", folder=tmp_path).stdout.split()[-1] == "True"
+
+
+def test_path_of_a_file_on_the_command_line(tmp_path):
+    printed = python("-m", "sb3_diffusion.zoo", "baselines/sac", folder=tmp_path).stdout.strip()
+    assert Path(printed).name == "sac.yml" and Path(printed).exists()
+
+
+def test_the_docs_show_the_whole_hook():
+    line = (ROOT / "sb3_diffusion_zoo_hook.pth").read_text()
+    assert f"```text\n{line}```" in (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8")
+    assert (ROOT / "sb3_diffusion_zoo_hook.start").read_text() == "sb3_diffusion_zoo_hook:install\n"
