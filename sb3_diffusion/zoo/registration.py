@@ -15,10 +15,8 @@ def hyperparams_path(name: str) -> Path:
     :return: path of the file of hyperparameters, in the Zoo's format
     :raises ValueError: if there is none of that name
     """
-    package = Path(__file__).parent.parent
-    # In a wheel the folder stands in the package, in a clone beside it
-    folders = [folder for folder in (package / "hyperparams", package.parent / "hyperparams") if folder.is_dir()]
-    known = {str(path.relative_to(folder).with_suffix("")): path for folder in folders for path in folder.rglob("*.yml")}
+    folder = Path(__file__).parent.parent / "hyperparams"
+    known = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yml")}
     if name not in known:
         raise ValueError(f"No hyperparameters for {name!r}: choose one of {', '.join(sorted(known))}")
     return known[name]
