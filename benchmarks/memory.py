@@ -1,8 +1,8 @@
 """
 Memory of one update of DiffSAC against the number of denoising steps.
 
-On the CPU, for each setting a fresh process reports its peak resident memory, less what it had before the update, and the
-bytes that autograd keeps for the backward pass; on a CUDA device, the peak of allocated memory.
+On the CPU, for each setting a fresh process reports its peak resident memory and the bytes that autograd keeps for the
+backward pass; on a CUDA device, the peak of allocated memory.
 
 Example::
 
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--diffusion-steps", type=int, nargs="+", default=[4, 64])
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repetitions", type=int, default=3, help="processes for each setting, of which the least counts")
     parser.add_argument("--one", action="store_true", help="measure the first setting in this process and print it as JSON")
     args = parser.parse_args()
     if args.one:
@@ -88,8 +89,11 @@ def main() -> None:
         for steps in args.diffusion_steps:
             command = [sys.executable, __file__, "--one", "--actor-losses", actor_loss, "--diffusion-steps", str(steps)]
             command += ["--batch-size", str(args.batch_size), "--device", args.device]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            results.setdefault(actor_loss, {})[str(steps)] = json.loads(output.splitlines()[-1])
+            measured = []
+            for _ in range(args.repetitions):
+                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                measured.append(json.loads(output.splitlines()[-1]))
+            results.setdefault(actor_loss, {})[str(steps)] = {key: min(each[key] for each in measured) for key in measured[0]}
             print(f"{actor_loss}, K = {steps}: {results[actor_loss][str(steps)]}", flush=True)
         first, last = (results[actor_loss][str(steps)] for steps in (args.diffusion_steps[0], args.diffusion_steps[-1]))
         ratios = ", ".join(f"{what} {last[what] / first[what]:.3f}" for what in first)

@@ -44,17 +44,17 @@ def values(runs: list[dict[str, Any]], key: str) -> np.ndarray:
 def table(runs: Runs) -> str:
     """
     :param runs: runs by name of the algorithm
-    :return: Markdown table of the mean return over the runs, with the runs' own results at the end
+    :return: Markdown table of the mean return over the runs and its standard deviation, with each run's own at the end.
+        The last column is the mean return at the end of actions that are sampled, not deterministic
     """
     steps = [int(point["step"]) for point in next(iter(runs.values()))[0]["points"]]
-    header = ["", *(f"{step:,}" for step in steps), "each seed at the end", "sampled actions", "CPU ms a step"]
+    header = ["", *(f"{step:,}" for step in steps), "each seed at the end", "sampled actions"]
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for name, of_algo in runs.items():
         returns, sampled = values(of_algo, "return"), values(of_algo, "stochastic_return")
-        cost = values(of_algo, "cpu_seconds")[:, -1].mean() / steps[-1] * 1000
         cells = [f"{mean:.0f} ± {std:.0f}" for mean, std in zip(returns.mean(0), returns.std(0), strict=True)]
         each = ", ".join(f"{value:.0f}" for value in returns[:, -1])
-        lines.append(" | ".join([name, *cells, each, f"{sampled[:, -1].mean():.0f}", f"{cost:.1f}"]))
+        lines.append(" | ".join([name, *cells, each, f"{sampled[:, -1].mean():.0f}"]))
     return "\n".join(f"| {line} |" for line in lines)
 
 

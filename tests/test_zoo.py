@@ -1,6 +1,7 @@
 import argparse
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,41 @@ def test_subprocesses_know_the_algorithms(tmp_path, start_method):
         "        print(pool.apply(known))\n"
     )
     assert python("main.py", folder=tmp_path).stdout.split()[-1] == "True"
+
+
+def test_the_zoos_own_algorithms_are_untouched(tmp_path):
+    train = ["-m", "rl_zoo3.train", "--algo", "sac", "--env", "Pendulum-v1", "-n", "300", "--seed", "1", *SMALL]
+    episodes = []
+    for folder, environment in (("with", {}), ("without", {"SB3_DIFFUSION_NO_HOOK": "1"})):
+        python(*train, "-f", folder, folder=tmp_path, **environment)
+        monitor = (tmp_path / folder / "sac" / "Pendulum-v1_1" / "0.monitor.csv").read_text().splitlines()[2:]
+        episodes.append([line.split(",")[0] for line in monitor])
+    assert len(episodes[0]) == 1 and episodes[0] == episodes[1]
+
+
+def interpreters():
+    """Each supported Python on this machine, on the PATH or installed by pyenv."""
+    for version in ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15"):
+        installed = sorted(Path.home().glob(f".pyenv/versions/{version}*/bin/python"))
+        found = str(installed[-1]) if installed else shutil.which(f"python{version}")
+        if found:
+            yield pytest.param(found, id=version)
+
+
+@pytest.mark.parametrize("interpreter", list(interpreters()))
+def test_hook_in_every_python(interpreter, tmp_path):
+    """The hook itself, started by its .pth file, between a stub of the Zoo and one of this package."""
+    for path in ROOT.glob("sb3_diffusion_zoo_hook.*"):
+        shutil.copy(path, tmp_path)
+    for package in ("rl_zoo3", "sb3_diffusion", "sb3_diffusion/zoo"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "rl_zoo3" / "utils.py").write_text("ALGOS = {'sac': 1}")
+    (tmp_path / "sb3_diffusion" / "zoo" / "__init__.py").write_text("def patch_module(module): module.ALGOS['diffsac'] = 2")
+    script = f"import site; site.addsitedir({str(tmp_path)!r}); import rl_zoo3.utils as u; print(u.ALGOS, u.__spec__.loader)"
+    result = subprocess.run([interpreter, "-I", "-c", script], capture_output=True, text=True)
+    assert result.stdout.startswith("{'sac': 1, 'diffsac': 2} <_frozen_importlib_external.SourceFileLoader"), result.stderr
+    assert result.stderr == ""
 
 
 def test_path_of_a_file_on_the_command_line(tmp_path):
