@@ -72,7 +72,7 @@ def measure(actor_loss: str, diffusion_steps: int, batch_size: int, device: str)
 
 
 def main() -> None:
-    """Measure each setting in a process of its own and print the table."""
+    """Measure each setting in processes of its own and print the table, with ratios to the first number of steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actor-losses", nargs="+", default=["adjoint", "diffusion_value", "pathwise"])
     parser.add_argument("--diffusion-steps", type=int, nargs="+", default=[4, 64])
@@ -85,6 +85,7 @@ def main() -> None:
         print(json.dumps(measure(args.actor_losses[0], args.diffusion_steps[0], args.batch_size, args.device)))
         return
     results: dict[str, dict[str, dict[str, float]]] = {}
+    print("| | K | what | MB | ratio |\n| --- | --- | --- | --- | --- |")
     for actor_loss in args.actor_losses:
         for steps in args.diffusion_steps:
             command = [sys.executable, __file__, "--one", "--actor-losses", actor_loss, "--diffusion-steps", str(steps)]
@@ -94,10 +95,9 @@ def main() -> None:
                 output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 measured.append(json.loads(output.splitlines()[-1]))
             results.setdefault(actor_loss, {})[str(steps)] = {key: min(each[key] for each in measured) for key in measured[0]}
-            print(f"{actor_loss}, K = {steps}: {results[actor_loss][str(steps)]}", flush=True)
-        first, last = (results[actor_loss][str(steps)] for steps in (args.diffusion_steps[0], args.diffusion_steps[-1]))
-        ratios = ", ".join(f"{what} {last[what] / first[what]:.3f}" for what in first)
-        print(f"{actor_loss}, K = {args.diffusion_steps[-1]} over K = {args.diffusion_steps[0]}: {ratios}", flush=True)
+            first = results[actor_loss][str(args.diffusion_steps[0])]
+            for what, value in results[actor_loss][str(steps)].items():
+                print(f"| {actor_loss} | {steps} | {what} | {value:.1f} | {value / first[what]:.3f} |", flush=True)
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(
         json.dumps({"batch_size": args.batch_size, "device": args.device, "megabytes": results}, indent=1) + "\n"

@@ -56,13 +56,14 @@ def main() -> None:
             update[name].append((trained - started) / args.updates * 1000)
             action[name].append((time.process_time() - trained) / args.updates * 1000)
     results = {}
+    print("| | gradient step, ms | ratio to SAC | action, ms |\n| --- | --- | --- | --- |")
     for name in models:
         results[name] = {
             "update_ms": float(np.median(update[name])),
             "update_ratio": float(np.median(np.array(update[name]) / np.array(update["sac"]))),
             "action_ms": float(np.median(action[name])),
         }
-        print(f"{name}: {', '.join(f'{key} {value:.2f}' for key, value in results[name].items())}")
+        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in results[name].values())} |")
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps({"env": args.env, "results": results}, indent=1) + "\n")
 
