@@ -5,6 +5,9 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import CheckpointCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_diffusion import DiffSAC, DiffusionSACPolicy
 from tests.test_diffsac import make_model
@@ -29,16 +32,48 @@ from tests.test_diffsac import make_model
         (dict(target_entropy="auto_-1"), "target_entropy='auto_-1': choose a finite number, 'auto'"),
         (dict(target_entropy="low"), "target_entropy='low'"),
         (dict(target_entropy=float("nan")), "target_entropy=nan"),
-        (dict(target_entropy="low"), "low"),
-        (dict(policy_delay=0), "policy_delay=0: must be at least 1"),
-        (dict(denoising_steps_per_update=0), "denoising_steps_per_update=0: must be at least 1"),
-        (dict(policy_kwargs=dict(diffusion_steps=3)), "give it to DiffSAC itself, diffusion_steps=..."),
+        (dict(policy_delay=0), "policy_delay=0: it must be an integer of at least 1"),
+        (dict(policy_delay=1.5), "policy_delay=1.5"),
+        (dict(denoising_steps_per_update=0), "denoising_steps_per_update=0: it must be an integer of at least 1"),
+        (dict(target_update_interval=0), "target_update_interval=0"),
+        (dict(qf_learning_rate=-1e-3), "qf_learning_rate=-0.001: it must be a positive and finite number"),
+        (dict(diffusion_steps="five"), "diffusion_steps='five'"),
+        (dict(diffusion_steps=None), "diffusion_steps=None"),
+        (dict(prior_std="1.0"), "prior_std='1.0'"),
+        (dict(noise_schedule=["cosine"]), "noise_schedule="),
+        (dict(use_sde=True), "use_sde=True: gSDE needs a Gaussian policy"),
+        (dict(policy_kwargs=dict(diffusion_steps=3)), "leave it out, DiffSAC's own arguments say it"),
+        (dict(policy_kwargs=dict(use_diffusion_value=True)), "leave it out, DiffSAC's own arguments say it"),
         (dict(policy_kwargs=dict(net_arch=dict(pi=[8], qf=[8], denoiser=[]))), "at least one hidden layer"),
+        (dict(policy_kwargs=dict(net_arch=dict(pi=[8], qf=[8], denoizer=[8]))), "net_arch has the keys"),
+        (dict(policy_kwargs=dict(net_arch=dict(pi=[8], qf=[8], denoiser=[8]), encode_once=False)), "leave net_arch"),
     ],
 )
 def test_bad_arguments(kwargs, match):
     with pytest.raises(ValueError, match=match.replace("(", r"\(")):
         DiffSAC("MlpPolicy", "Pendulum-v1", buffer_size=10, **kwargs)
+
+
+def test_policies_of_sac():
+    with pytest.raises(ValueError, match="policy=SACPolicy: choose 'MlpPolicy'"):
+        DiffSAC(SACPolicy, "Pendulum-v1", buffer_size=10)
+
+
+@pytest.mark.parametrize(
+    "kwargs, match",
+    [
+        (dict(diffusion_steps=0), "diffusion_steps=0"),
+        (dict(noise_schedule="bogus"), "noise_schedule='bogus'"),
+        (dict(prior_std=-1), "prior_std=-1"),
+        (dict(actor_loss="bogus"), "actor_loss='bogus'"),
+        (dict(policy_delay=0), "policy_delay=0"),
+        (dict(use_sde=True), "use_sde=True"),
+    ],
+)
+def test_bad_arguments_of_load(kwargs, match, tmp_path):
+    make_model().save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match=match):
+        DiffSAC.load(tmp_path / "model.zip", **kwargs)
 
 
 @pytest.mark.parametrize("kwargs", [dict(diffusion_steps=0), dict(noise_schedule="quadratic"), dict(prior_std=0.0)])
@@ -95,6 +130,27 @@ def test_bad_first_observation():
         make_model(BadEnv("observation", float("nan"), at_step=0)).learn(30)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_bad_numbers_in_stock_sac(what, value):
+    policy_kwargs = dict(net_arch=[8])
+    model = SAC(DiffusionSACPolicy, BadEnv(what, value, 15), learning_starts=10, policy_kwargs=policy_kwargs, buffer_size=50)
+    with pytest.raises(ValueError, match=r"(encoded observation|latent action) has NaN or infinite entries"):
+        model.learn(50)
+
+
+def test_predict_from_a_bad_observation():
+    with pytest.raises(ValueError, match="encoded observation has NaN or infinite entries"):
+        make_model().predict(np.array([np.nan, 0, 0], dtype=np.float32))
+
+
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_bad_numbers_that_normalisation_clips(what):
+    env = VecNormalize(make_vec_env(lambda: BadEnv(what, float("inf"), at_step=15)), training=False)
+    with pytest.raises(ValueError, match=f"{what} has NaN or infinite entries"):
+        make_model(env).learn(30)
+
+
 def spoil(module):
     with th.no_grad():
         next(iter(module.parameters())).fill_(float("nan"))
@@ -105,7 +161,7 @@ def spoil(module):
     [
         ("critic", r"critic loss is nan \(not finite: q_values\)"),
         ("critic_target", r"critic loss is nan \(not finite: next_q_values\)"),
-        ("actor", "action of the policy has NaN or infinite entries"),
+        ("actor", "encoded observation has NaN or infinite entries"),
         ("diffusion_value", r"diffusion value loss is nan \(not finite: values\)"),
     ],
 )
@@ -128,6 +184,6 @@ def test_a_bad_actor_is_found_in_the_update_too():
     model.learn(20)
     spoil(model.actor)
     critic = [param.clone() for param in model.critic.parameters()]
-    with pytest.raises(ValueError, match=r"critic loss is nan .*next_log_prob"):
+    with pytest.raises(ValueError, match="encoded observation has NaN"):
         model.train(1, 16)
     assert all(th.equal(*pair) for pair in zip(critic, model.critic.parameters(), strict=True))

@@ -9,7 +9,8 @@ PACKAGE = Path(sb3_diffusion.__file__).parent
 
 # Each module may import from the layers before its own
 LAYERS = [
-    {"common.checks", "common.noise_schedule", "common.score_network"},
+    {"common.checks"},
+    {"common.noise_schedule", "common.score_network"},
     {"common.chain"},
     {"common.losses", "common.policies"},
     {"diffsac.policies"},

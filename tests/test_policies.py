@@ -136,11 +136,19 @@ def test_best_of_candidates():
     single = mean_value()
     policy.n_action_candidates = 16
     assert mean_value() > single
-    # Deterministic and alone or in a batch the same
+    # Deterministic, and alone or in a batch the same
     first, _ = policy.predict(obs, deterministic=True)
     second, _ = policy.predict(obs, deterministic=True)
     assert np.array_equal(first, second)
-    assert policy.predict(obs[0], deterministic=True)[0].shape == (2,)
+    assert np.allclose(policy.predict(obs[7], deterministic=True)[0], first[7], atol=1e-5)
+    with pytest.raises(ValueError, match="n_action_candidates=0"):
+        policy.n_action_candidates = 0
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(-1, np.inf, (2,))])
+def test_policy_alone_refuses_other_actions(space):
+    with pytest.raises(ValueError, match="needs a Box with finite bounds"):
+        DiffusionSACPolicy(OBSERVATION_SPACE, space, lambda _: 1e-3)
 
 
 @pytest.mark.parametrize("use_diffusion_value", [True, False])

@@ -36,6 +36,14 @@ def test_predictions_are_the_same_bit_for_bit(tmp_path, actor_loss, n_action_can
     assert loaded.actor.schedule.name == "linear"
 
 
+def test_load_with_the_arguments_of_the_constructor(tmp_path):
+    policy_kwargs = dict(net_arch=[8])
+    make_model(policy_kwargs=policy_kwargs).save(tmp_path / "model.zip")
+    loaded = DiffSAC.load(tmp_path / "model.zip", policy_kwargs=policy_kwargs, diffusion_steps=7, actor_loss="pathwise")
+    assert loaded.actor.schedule.diffusion_steps == 7
+    assert loaded.actor_loss == "pathwise"
+
+
 @pytest.mark.parametrize("actor_loss", ACTOR_LOSSES)
 def test_training_goes_on_as_if_it_had_not_stopped(tmp_path, actor_loss):
     model = make_model(actor_loss=actor_loss, policy_delay=2, qf_learning_rate=1e-3)

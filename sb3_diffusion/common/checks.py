@@ -1,10 +1,71 @@
 """Checks that stop training with a clear error before bad numbers spread."""
 
-from collections.abc import Mapping
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
+
+
+def check_integer(name: str, value: Any, what: str = "") -> None:
+    """
+    :param name: name of an argument
+    :param value: its value
+    :param what: what it is, for the error
+    :raises ValueError: if it is not an integer of at least 1
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name}={value!r}: {what or 'it'} must be an integer of at least 1")
+
+
+def check_positive(name: str, value: Any, what: str = "") -> None:
+    """
+    :param name: name of an argument
+    :param value: its value
+    :param what: what it is, for the error
+    :raises ValueError: if it is not a positive and finite number
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name}={value!r}: {what or 'it'} must be a positive and finite number")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """
+    :param name: name of an argument
+    :param value: its value
+    :param choices: what is allowed
+    :raises ValueError: if it is none of these
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
+
+
+def check_no_sde(use_sde: bool) -> None:
+    """
+    :param use_sde: argument of that name
+    :raises ValueError: if it is True
+    """
+    if use_sde:
+        raise ValueError(
+            "use_sde=True: gSDE needs a Gaussian policy. A diffusion policy explores by its own noise, use use_sde=False"
+        )
+
+
+def check_finite_tensor(name: str, value: th.Tensor) -> None:
+    """
+    :param name: what the tensor is, for the error
+    :param value: tensor
+    :raises ValueError: if an entry is NaN or infinite
+    """
+    if not th.isfinite(value).all():
+        raise ValueError(
+            f"{name} has NaN or infinite entries. Either an observation has (stable_baselines3.common.vec_env.VecCheckNan "
+            "finds the step) or the policy's weights have: go back to the last checkpoint, with a smaller learning_rate."
+        )
 
 
 def check_finite_array(name: str, value: npt.ArrayLike | Mapping[str, npt.ArrayLike]) -> None:

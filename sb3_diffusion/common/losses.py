@@ -15,7 +15,6 @@ from sb3_diffusion.common.chain import Chain, ControlFn, Visits, denoising_step,
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
 LatentValueFn = Callable[[th.Tensor], th.Tensor]
-Info = dict[str, th.Tensor]
 
 
 def latent_value_fn(q_fn: Callable[[th.Tensor], th.Tensor], schedule: NoiseSchedule, ent_coef: th.Tensor) -> LatentValueFn:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch as th
 from torch import nn
 
+from sb3_diffusion.common.checks import check_choice, check_integer, check_positive
+
 # The last kernel must keep some width, or its density and KL would be infinite
 MIN_BETA = 1e-4
 
@@ -81,18 +83,13 @@ class NoiseSchedule(nn.Module):
 
     def __init__(self, diffusion_steps: int, name: str = "cosine", prior_std: float = 1.0):
         super().__init__()
-        if isinstance(diffusion_steps, bool) or int(diffusion_steps) != diffusion_steps or diffusion_steps < 1:
-            raise ValueError(
-                f"diffusion_steps={diffusion_steps!r}: the number of denoising steps must be an integer of at least 1"
-            )
-        if name not in NOISE_SCHEDULES:
-            raise ValueError(f"noise_schedule={name!r}: choose one of {', '.join(map(repr, NOISE_SCHEDULES))}")
-        if not (math.isfinite(prior_std) and prior_std > 0):
-            raise ValueError(f"prior_std={prior_std!r}: the standard deviation of the prior must be positive and finite")
+        check_integer("diffusion_steps", diffusion_steps, "the number of denoising steps")
+        check_choice("noise_schedule", name, NOISE_SCHEDULES)
+        check_positive("prior_std", prior_std, "the standard deviation of the prior")
         self.name = name
         self.prior_std = float(prior_std)
-        beta = NOISE_SCHEDULES[name](int(diffusion_steps)).clamp(MIN_BETA, 1.0)
-        steps = th.arange(int(diffusion_steps) + 1)
+        beta = NOISE_SCHEDULES[name](diffusion_steps).clamp(MIN_BETA, 1.0)
+        steps = th.arange(diffusion_steps + 1)
         self._register(steps, th.cat((th.zeros(1, dtype=th.float64), beta)), th.ones_like(steps, dtype=th.float64))
 
     def _register(self, steps: th.Tensor, beta: th.Tensor, control_scale: th.Tensor) -> None:
@@ -127,7 +124,8 @@ class NoiseSchedule(nn.Module):
         :return: the new schedule
         :raises ValueError: if ``n_steps`` is out of range
         """
-        if not 1 <= n_steps <= self.diffusion_steps:
+        check_integer("inference_steps", n_steps)
+        if n_steps > self.diffusion_steps:
             raise ValueError(
                 f"inference_steps={n_steps!r}: choose from 1 to {self.diffusion_steps}, the steps it was trained with"
             )

@@ -17,7 +17,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
-from sb3_diffusion.common.chain import Chain, ControlFn, Step, action_log_prob, draw_noise, sample_chain
+from sb3_diffusion.common.chain import Chain, ControlFn, Step, action_log_prob, at_step, draw_noise, sample_chain
+from sb3_diffusion.common.checks import check_finite_tensor, check_integer, check_no_sde
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.score_network import DenoisingNetwork, ScoreNetwork
 
@@ -119,8 +120,11 @@ class DiffusionActor(BasePolicy):
         """
         :param obs: observations
         :return: what every denoising step needs to know of them, (B, W)
+        :raises ValueError: if that has NaN or infinite entries
         """
-        return self.score_network.encode(self.extract_features(obs, self.features_extractor))
+        context = self.score_network.encode(self.extract_features(obs, self.features_extractor))
+        check_finite_tensor("encoded observation", context)
+        return context
 
     def control_fn(self, context: th.Tensor) -> ControlFn:
         """
@@ -129,10 +133,7 @@ class DiffusionActor(BasePolicy):
         """
 
         def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
-            visibility = self.schedule.visibility[step]
-            return self.score_network.control(
-                context, x * (visibility if isinstance(step, int) else visibility.unsqueeze(-1)), step
-            )
+            return self.score_network.control(context, at_step(self.schedule.visibility, step) * x, step)
 
         return control
 
@@ -143,10 +144,13 @@ class DiffusionActor(BasePolicy):
         :param context: output of :meth:`encode`, (B, W)
         :param noise: standard normal noises, (K+1, B, d); drawn if None
         :return: the chains
+        :raises ValueError: if they end in NaN or infinite latent actions
         """
         if noise is None:
             noise = draw_noise(self.schedule, len(context), self.action_dim)
-        return sample_chain(self.control_fn(context), self.schedule, noise)
+        chain = sample_chain(self.control_fn(context), self.schedule, noise)
+        check_finite_tensor("latent action", chain.x[0])
+        return chain
 
     def action_log_prob(self, obs: PyTorchObs, noise: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -285,7 +289,7 @@ class DiffusionSACPolicy(SACPolicy):
         ``net_arch["pi"]`` runs at every step
     :param denoiser_activation_fn: activation of the head
     :param use_diffusion_value: also build the value network over ``(s, x_k, k)``
-    :raises ValueError: for gSDE or a chain that cannot be built
+    :raises ValueError: for gSDE, actions that are not a bounded ``Box``, or a chain that cannot be built
     """
 
     actor: DiffusionActor  # type: ignore[assignment]
@@ -317,10 +321,9 @@ class DiffusionSACPolicy(SACPolicy):
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
         use_diffusion_value: bool = False,
     ):
-        if use_sde:
-            raise ValueError(
-                "use_sde=True: gSDE needs a Gaussian policy. A diffusion policy explores by its own noise, use use_sde=False"
-            )
+        check_no_sde(use_sde)
+        if not isinstance(action_space, spaces.Box) or not action_space.is_bounded("both"):
+            raise ValueError(f"action_space={action_space}: a diffusion policy needs a Box with finite bounds")
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(fused=True)
         if net_arch is None:
@@ -328,6 +331,10 @@ class DiffusionSACPolicy(SACPolicy):
         actor_arch, _ = get_actor_critic_arch(net_arch)
         denoiser_arch = [min([*actor_arch[-1:], MAX_DEFAULT_DENOISER_WIDTH])]
         if isinstance(net_arch, dict):
+            if unknown := net_arch.keys() - {"pi", "qf", "denoiser"}:
+                raise ValueError(f"net_arch has the keys {sorted(unknown)}: choose from 'pi', 'qf' and 'denoiser'")
+            if "denoiser" in net_arch and not encode_once:
+                raise ValueError("encode_once=False runs net_arch['pi'] at every step: leave net_arch['denoiser'] out")
             denoiser_arch = net_arch.get("denoiser", denoiser_arch)
         # SAC's policy builds its networks in its constructor, so what they need is set before
         self.chain_kwargs = dict(
@@ -342,7 +349,7 @@ class DiffusionSACPolicy(SACPolicy):
             denoiser_activation_fn=denoiser_activation_fn,
         )
         self.use_diffusion_value = use_diffusion_value
-        self.n_action_candidates = 1
+        self._n_action_candidates = 1
         super().__init__(
             observation_space,
             action_space,
@@ -402,6 +409,16 @@ class DiffusionSACPolicy(SACPolicy):
         )
         return data
 
+    @property
+    def n_action_candidates(self) -> int:
+        """Number of actions of which ``predict`` takes the one that the critics value most; 1 is off."""
+        return self._n_action_candidates
+
+    @n_action_candidates.setter
+    def n_action_candidates(self, n_candidates: int) -> None:
+        check_integer("n_action_candidates", n_candidates)
+        self._n_action_candidates = n_candidates
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         if self.n_action_candidates == 1:
             return self.actor(observation, deterministic)
@@ -419,9 +436,11 @@ class DiffusionSACPolicy(SACPolicy):
         batch_size = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
         noise = draw_noise(actor.inference_schedule, batch_size, actor.action_dim)
         if deterministic:
+            # The same for every observation, so that an action does not depend on what else is in the batch
             generator = th.Generator(device=noise.device).manual_seed(0)
-            noise.normal_(generator=generator)
-            noise[:, ::n] = 0.0
+            candidates = noise[:, :n].clone().normal_(generator=generator)
+            candidates[:, 0] = 0.0
+            noise = candidates.repeat(1, batch_size // n, 1)
         actions = actor(obs, noise=noise)
         value = th.cat(self.critic(obs, actions), dim=1).min(dim=1).values.reshape(-1, n)  # (B, n)
         best = value.argmax(dim=1) + n * th.arange(len(value), device=value.device)
@@ -440,6 +459,7 @@ class DiffusionSACCnnPolicy(DiffusionSACPolicy):
     :param observation_space: observation space
     :param action_space: action space, a bounded ``Box``
     :param lr_schedule: learning rate schedule
+    :param net_arch: widths of the hidden layers
     :param features_extractor_class: features extractor to use, SB3's ``NatureCNN``
     :param kwargs: the other arguments of :class:`DiffusionSACPolicy`
     """
@@ -449,11 +469,13 @@ class DiffusionSACCnnPolicy(DiffusionSACPolicy):
         observation_space: spaces.Space,
         action_space: spaces.Box,
         lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        *,
         features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
         **kwargs: Any,
     ):
         super().__init__(
-            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+            observation_space, action_space, lr_schedule, net_arch, features_extractor_class=features_extractor_class, **kwargs
         )
 
 
@@ -464,6 +486,7 @@ class DiffusionSACMultiInputPolicy(DiffusionSACCnnPolicy):
     :param observation_space: observation space, a ``Dict``
     :param action_space: action space, a bounded ``Box``
     :param lr_schedule: learning rate schedule
+    :param net_arch: widths of the hidden layers
     :param features_extractor_class: features extractor to use, SB3's ``CombinedExtractor``
     :param kwargs: the other arguments of :class:`DiffusionSACPolicy`
     """
@@ -473,7 +496,11 @@ class DiffusionSACMultiInputPolicy(DiffusionSACCnnPolicy):
         observation_space: spaces.Space,
         action_space: spaces.Box,
         lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        *,
         features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
         **kwargs: Any,
     ):
-        super().__init__(observation_space, action_space, lr_schedule, features_extractor_class, **kwargs)
+        super().__init__(
+            observation_space, action_space, lr_schedule, net_arch, features_extractor_class=features_extractor_class, **kwargs
+        )

@@ -13,7 +13,14 @@ from stable_baselines3.sac.sac import SAC
 from torch.nn import functional as F
 
 from sb3_diffusion.common.chain import Chain, Visits, action_log_prob
-from sb3_diffusion.common.checks import check_finite_array, optimize
+from sb3_diffusion.common.checks import (
+    check_choice,
+    check_finite_array,
+    check_integer,
+    check_no_sde,
+    check_positive,
+    optimize,
+)
 from sb3_diffusion.common.losses import (
     draw_steps,
     latent_value_fn,
@@ -61,7 +68,8 @@ class DiffSAC(SAC):
     :param ent_coef: Entropy regularization coefficient, the temperature alpha. Set it to 'auto' to learn it automatically
         (and 'auto_0.1' for using 0.1 as initial value). A hot start ('auto_10') helps to keep every mode of a multimodal
         policy.
-    :param target_update_interval: update the target network every ``target_update_interval`` gradient steps.
+    :param target_update_interval: update the target network every ``target_update_interval`` gradient steps, counted
+        over all of training.
     :param target_entropy: target of the entropy bound when learning ``ent_coef`` (``ent_coef = 'auto'``);
         'auto' is minus the number of action dimensions, 'auto_0.5' half of that
     :param use_sde: gSDE is not supported, must be False
@@ -78,7 +86,7 @@ class DiffSAC(SAC):
         Setting it to auto, the code will be run on the GPU if possible.
     :param qf_learning_rate: learning rate of the critics and of the value network, if it is to differ
     :param policy_delay: update the actor and the temperature every ``policy_delay`` gradient steps
-    :param diffusion_steps: number of denoising steps K; 1 is a Gaussian policy
+    :param diffusion_steps: number of denoising steps K; 1, with the cosine schedule, is SAC's Gaussian policy
     :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
     :param prior_std: standard deviation of the prior of the latent action
     :param actor_loss: estimator of the actor's gradient:
@@ -137,30 +145,13 @@ class DiffSAC(SAC):
         denoising_steps_per_update: int = 4,
         _init_setup_model: bool = True,
     ):
-        if use_sde:
-            raise ValueError(
-                "use_sde=True: gSDE needs a Gaussian policy. A diffusion policy explores by its own noise, use use_sde=False"
-            )
-        if actor_loss not in ACTOR_LOSSES:
-            raise ValueError(f"actor_loss={actor_loss!r}: choose one of {', '.join(map(repr, ACTOR_LOSSES))}")
-        for name, value in {"policy_delay": policy_delay, "denoising_steps_per_update": denoising_steps_per_update}.items():
-            if value < 1:
-                raise ValueError(f"{name}={value!r}: must be at least 1")
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
         self.actor_loss = actor_loss
         self.denoising_steps_per_update = denoising_steps_per_update
-        parse_auto("ent_coef", ent_coef, positive=True)
-        parse_auto("target_entropy", target_entropy)
-        # As with use_sde, the algorithm hands the policy what it needs
-        chain_kwargs: dict[str, Any] = dict(
-            diffusion_steps=diffusion_steps, noise_schedule=noise_schedule, prior_std=prior_std
-        )
-        policy_kwargs = {} if policy_kwargs is None else policy_kwargs
-        for name in chain_kwargs.keys() & policy_kwargs.keys():
-            raise ValueError(
-                f"policy_kwargs[{name!r}]={policy_kwargs[name]!r}: give it to {type(self).__name__} itself, {name}=..."
-            )
+        self.diffusion_steps = diffusion_steps
+        self.noise_schedule = noise_schedule
+        self.prior_std = prior_std
         super().__init__(
             policy,
             env,
@@ -185,17 +176,53 @@ class DiffSAC(SAC):
             use_sde_at_warmup,
             stats_window_size,
             tensorboard_log,
-            {**policy_kwargs, **chain_kwargs, "use_diffusion_value": actor_loss == "diffusion_value"},
+            None if policy_kwargs is None else policy_kwargs.copy(),
             verbose,
             seed,
             device,
             _init_setup_model,
         )
 
+    def _check_arguments(self) -> None:
+        """
+        Here and not in the constructor, because ``load`` may change arguments, too.
+
+        :raises ValueError: for an argument that is out of range
+        """
+        check_no_sde(self.use_sde)
+        check_choice("actor_loss", self.actor_loss, ACTOR_LOSSES)
+        for name in ("policy_delay", "denoising_steps_per_update", "target_update_interval"):
+            check_integer(name, getattr(self, name))
+        if self.qf_learning_rate is not None and not callable(self.qf_learning_rate):
+            check_positive("qf_learning_rate", self.qf_learning_rate)
+        parse_auto("ent_coef", self.ent_coef, positive=True)
+        if not issubclass(self.policy_class, DiffusionSACPolicy):
+            raise ValueError(
+                f"policy={self.policy_class.__name__}: choose 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of "
+                "DiffusionSACPolicy"
+            )
+
     def _setup_model(self) -> None:
+        self._check_arguments()
+        # As with use_sde, the algorithm hands the policy what it needs
+        needed: dict[str, Any] = dict(
+            diffusion_steps=self.diffusion_steps,
+            noise_schedule=self.noise_schedule,
+            prior_std=self.prior_std,
+            use_diffusion_value=self.actor_loss == "diffusion_value",
+        )
+        given = {name: value for name, value in self.policy_kwargs.items() if name != "use_sde"}
+        for name in needed.keys() & given.keys():
+            raise ValueError(
+                f"policy_kwargs[{name!r}]={given[name]!r}: leave it out, {type(self).__name__}'s own arguments say it "
+                "(diffusion_steps, noise_schedule, prior_std, actor_loss)"
+            )
         automatic, number = parse_auto("target_entropy", self.target_entropy)
         self.target_entropy = "auto" if automatic else number
+        self.policy_kwargs = {**given, **needed}
         super()._setup_model()
+        # What the user gave is what load() compares with
+        self.policy_kwargs = given
         if automatic:
             self.target_entropy = number * float(self.target_entropy)
 
@@ -392,13 +419,6 @@ class DiffSAC(SAC):
         check_finite_array("first observation", self._last_obs)
         return result
 
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        actions = super()._sample_action(learning_starts, action_noise, n_envs)
-        check_finite_array("action of the policy", actions[1])
-        return actions
-
     def _store_transition(
         self,
         replay_buffer: ReplayBuffer,
@@ -410,6 +430,10 @@ class DiffSAC(SAC):
     ) -> None:
         check_finite_array("reward", reward)
         check_finite_array("observation", new_obs)
+        if self._vec_normalize_env is not None:
+            # Normalisation clips infinite values, but these are the ones that are stored
+            check_finite_array("reward", self._vec_normalize_env.get_original_reward())
+            check_finite_array("observation", self._vec_normalize_env.get_original_obs())
         for info in infos:
             if "terminal_observation" in info:
                 check_finite_array("terminal observation", info["terminal_observation"])
