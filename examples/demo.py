@@ -87,7 +87,8 @@ def main() -> None:
     eval_env.seed(args.seed + 1000)
     after = evaluate_policy(model, eval_env, n_eval_episodes=10)
     print(f"Mean return of 10 episodes after {args.steps} steps: {after[0]:.0f} +- {after[1]:.0f}")
-    print("It balances." if np.mean(after[0]) > BALANCES else f"It does not balance yet ({BALANCES} would): give it more --steps.")
+    balances = np.mean(after[0]) > BALANCES
+    print("It balances." if balances else f"It does not balance yet, for which it takes {BALANCES}: give it more --steps.")
 
     model.save(args.folder / "diffsac_pendulum")
     print(f"Model: {args.folder / 'diffsac_pendulum.zip'}")
