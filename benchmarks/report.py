@@ -52,7 +52,7 @@ def table(runs: Runs) -> str:
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for name, of_algo in runs.items():
         returns, sampled = values(of_algo, "return"), values(of_algo, "stochastic_return")
-        cells = [f"{mean:.0f} ± {std:.0f}" for mean, std in zip(returns.mean(0), returns.std(0), strict=True)]
+        cells = [f"{mean:.0f} ± {std:.0f}" for mean, std in zip(returns.mean(0), returns.std(0, ddof=1), strict=True)]
         each = ", ".join(f"{value:.0f}" for value in returns[:, -1])
         lines.append(" | ".join([name, *cells, each, f"{sampled[:, -1].mean():.0f}"]))
     return "\n".join(f"| {line} |" for line in lines)

@@ -145,7 +145,9 @@ def test_best_of_candidates():
         policy.n_action_candidates = 0
 
 
-@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(-1, np.inf, (2,))])
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3), spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(-1, np.inf, (2,)), spaces.Box(0, 0, (2,))]
+)
 def test_policy_alone_refuses_other_actions(space):
     with pytest.raises(ValueError, match="needs a Box with finite bounds"):
         DiffusionSACPolicy(OBSERVATION_SPACE, space, lambda _: 1e-3)

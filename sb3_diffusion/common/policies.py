@@ -322,8 +322,9 @@ class DiffusionSACPolicy(SACPolicy):
         use_diffusion_value: bool = False,
     ):
         check_no_sde(use_sde)
-        if not isinstance(action_space, spaces.Box) or not action_space.is_bounded("both"):
-            raise ValueError(f"action_space={action_space}: a diffusion policy needs a Box with finite bounds")
+        box = isinstance(action_space, spaces.Box) and action_space.is_bounded("both")
+        if not box or not (action_space.low < action_space.high).all():
+            raise ValueError(f"action_space={action_space}: a diffusion policy needs a Box with finite bounds, low < high")
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(fused=True)
         if net_arch is None:
