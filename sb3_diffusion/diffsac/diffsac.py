@@ -66,8 +66,8 @@ class DiffSAC(SAC):
     :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer at a cost of more complexity.
     :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value network.
     :param ent_coef: Entropy regularization coefficient, the temperature alpha. Set it to 'auto' to learn it automatically
-        (and 'auto_0.1' for using 0.1 as initial value). A hot start ('auto_10') helps to keep every mode of a multimodal
-        policy.
+        (and 'auto_0.1' for using 0.1 as initial value). A hot start ('auto_10') can help to keep several
+        modes.
     :param target_update_interval: update the target network every ``target_update_interval`` gradient steps, counted
         over all of training.
     :param target_entropy: target of the entropy bound when learning ``ent_coef`` (``ent_coef = 'auto'``);
