@@ -191,6 +191,24 @@ def test_critic_target_is_the_soft_bellman_target():
     assert model.logger.name_to_value["train/critic_loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_pathwise_gradient_is_that_of_stock_sac():
+    """``alpha log_prob - min Q`` back-propagated through the chain, as SAC's own training loop does."""
+    model = make_model(actor_loss="pathwise")
+    model.learn(20)
+    obs = model.replay_buffer.sample(16).observations
+    ent_coef = th.tensor(0.3)
+    noise = th.randn(4, 16, 1)
+    actions, log_prob = model.actor.action_log_prob(obs, noise)
+    loss = (ent_coef * log_prob - th.cat(model.critic(obs, actions), dim=1).min(dim=1).values).mean()
+    expected = th.autograd.grad(loss, list(model.actor.parameters()))
+
+    context = model.actor.encode(obs)
+    info = model._update_actor(obs, context, model.actor.sample(context, noise), None, ent_coef)
+    assert info["train/actor_loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+    for param, gradient in zip(model.actor.parameters(), expected, strict=True):
+        assert th.allclose(param.grad, gradient, atol=1e-6)
+
+
 def test_memory_does_not_grow_with_the_number_of_steps():
     """What autograd keeps for one update of the actor, in bytes."""
 
