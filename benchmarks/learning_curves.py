@@ -1,5 +1,5 @@
 """
-Learning curves of DiffSAC and SAC on one environment, with equal network sizes and settings.
+Learning curves of DiffSAC and SAC, or of DiffPPO and PPO, on one environment, with equal network sizes and settings.
 
 Each run is written to ``<out>/<env>/`` when it ends and is skipped when its file is there, so that an interrupted
 campaign goes on where it stopped. ``benchmarks/report.py`` turns the files into tables and figures.
@@ -7,6 +7,7 @@ campaign goes on where it stopped. ``benchmarks/report.py`` turns the files into
 Example::
 
     python benchmarks/learning_curves.py --env HalfCheetah-v5 --steps 50000 --learning-starts 5000 --diffusion-steps 5
+    python benchmarks/learning_curves.py --env InvertedPendulum-v5 --steps 60000 --algos ppo diffppo --seeds 0 1 2 3 4
 """
 
 import argparse
@@ -21,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch as th
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -70,13 +71,22 @@ class EvaluationPoints(BaseCallback):
 
 def make_model(algo: str, env_id: str, seed: int, args: argparse.Namespace) -> BaseAlgorithm:
     """
-    :param algo: ``sac``, ``sac-diffusion-policy`` (stock SAC with ``DiffusionSACPolicy``) or ``diffsac-<actor_loss>``
+    :param algo: ``sac``, ``sac-diffusion-policy`` (stock SAC with ``DiffusionSACPolicy``), ``diffsac-<actor_loss>``, ``ppo``
+        or ``diffppo``
     :param env_id: environment
     :param seed: seed
     :param args: the command line
     :return: the model to train
     """
-    common: dict[str, Any] = dict(seed=seed, learning_starts=args.learning_starts, device="cpu")
+    common: dict[str, Any] = dict(seed=seed, device="cpu", **args.settings)
+    if algo in ("ppo", "diffppo"):
+        env = make_vec_env(env_id, args.n_envs)
+        if algo == "ppo":
+            return PPO("MlpPolicy", env, **common)
+        from sb3_diffusion import DiffPPO
+
+        return DiffPPO("MlpPolicy", env, diffusion_steps=args.diffusion_steps, **common)
+    common["learning_starts"] = args.learning_starts
     if algo == "sac":
         return SAC("MlpPolicy", env_id, **common)
     from sb3_diffusion import DiffSAC, DiffusionSACPolicy
@@ -116,7 +126,7 @@ def result_path(algo: str, seed: int, args: argparse.Namespace) -> Path:
     :param args: the command line
     :return: where this run's result stands
     """
-    name = algo if algo == "sac" else f"{algo}_K{args.diffusion_steps}"
+    name = algo if algo in ("sac", "ppo") else f"{algo}_K{args.diffusion_steps}"
     return Path(args.out) / args.env / f"{name}_seed{seed}.json"
 
 
@@ -129,6 +139,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50_000)
     parser.add_argument("--learning-starts", type=int, default=5_000)
     parser.add_argument("--diffusion-steps", type=int, default=5)
+    parser.add_argument("--n-envs", type=int, default=1, help="environments of PPO and DiffPPO")
+    parser.add_argument("--settings", type=json.loads, default={}, help="keyword arguments of all the algorithms, as JSON")
     parser.add_argument("--eval-every", type=int, default=10_000)
     parser.add_argument("--eval-episodes", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import sb3_diffusion_zoo_hook
-from sb3_diffusion.common.policies import DiffusionSACPolicy
+from sb3_diffusion.common.policies import DiffusionActorCriticPolicy, DiffusionSACPolicy
+from sb3_diffusion.common.wrappers import DiffusionMDPWrapper, VecDiffusionMDPWrapper
+from sb3_diffusion.diffppo import DiffPPO
 from sb3_diffusion.diffsac import DiffSAC
 
 __version__ = Path(__file__).with_name("version.txt").read_text(encoding="utf-8").strip()
@@ -9,4 +11,12 @@ __version__ = Path(__file__).with_name("version.txt").read_text(encoding="utf-8"
 # Where .pth files are not read, this is what makes RL Zoo know the algorithms
 sb3_diffusion_zoo_hook.install()
 
-__all__ = ["DiffSAC", "DiffusionSACPolicy", "__version__"]
+__all__ = [
+    "DiffPPO",
+    "DiffSAC",
+    "DiffusionActorCriticPolicy",
+    "DiffusionMDPWrapper",
+    "DiffusionSACPolicy",
+    "VecDiffusionMDPWrapper",
+    "__version__",
+]

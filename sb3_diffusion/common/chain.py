@@ -142,6 +142,26 @@ def denoising_step(
     return x_prev, (0.5 * (increment - noise) * (increment + noise) - rho).sum(dim=-1)
 
 
+def kernel_log_prob(
+    schedule: NoiseSchedule, u: th.Tensor, rho: th.Tensor, x: th.Tensor, x_prev: th.Tensor, step: Step
+) -> th.Tensor:
+    """
+    ``log q(x_{k-1} | x_k, s)`` of any path. The increment is taken before the control enters, so that two evaluations with
+    the same control agree however narrow the kernel is, as the first ratio of PPO's must.
+
+    :param schedule: noise schedule
+    :param u: control, (..., B, d)
+    :param rho: log-ratio of standard deviations, (..., B, d)
+    :param x: ``x_k``, (..., B, d)
+    :param x_prev: ``x_{k-1}``, (..., B, d)
+    :param step: ``k``, one for all or one for each row, (..., B)
+    :return: log-density in nats, (..., B)
+    """
+    std = at_step(schedule.std, step)
+    increment = (x_prev - at_step(schedule.mean_coef, step) * x) / std  # in standard deviations of the reference kernel
+    return (gaussian_log_prob((increment - u) * th.exp(-rho), 0.0, 1.0) - (rho + th.log(std)).sum(dim=-1))
+
+
 def implied_score(schedule: NoiseSchedule, u: th.Tensor, x: th.Tensor, step: Step) -> th.Tensor:
     """
     The score ``grad_x log q(x_k | s)`` that a control stands for.
@@ -165,6 +185,20 @@ def draw_noise(schedule: NoiseSchedule, batch_size: int, action_dim: int, determ
     """
     make = th.zeros if deterministic else th.randn
     return make(schedule.diffusion_steps + 1, batch_size, action_dim, device=schedule.beta.device)
+
+
+def respaced_control(control_fn: ControlFn, schedule: NoiseSchedule) -> ControlFn:
+    """
+    :param control_fn: control function on the schedule of training
+    :param schedule: a respaced schedule, see :meth:`.NoiseSchedule.respaced`
+    :return: the control function on that schedule
+    """
+
+    def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
+        u, rho = control_fn(x, int(schedule.steps[step]))
+        return u * schedule.control_scale[step], rho
+
+    return control
 
 
 def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor) -> Chain:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
 
 
 def check_integer(name: str, value: Any, what: str = "") -> None:
@@ -55,6 +57,31 @@ def check_no_sde(use_sde: bool) -> None:
         )
 
 
+def check_action_space(action_space: Any) -> None:
+    """
+    :param action_space: action space
+    :raises ValueError: if it is not a ``Box`` with finite bounds
+    """
+    box = isinstance(action_space, spaces.Box) and action_space.is_bounded("both")
+    if not box or not (action_space.low < action_space.high).all():
+        raise ValueError(f"action_space={action_space}: a diffusion policy needs a Box with finite bounds, low < high")
+
+
+def merge_policy_kwargs(given: Mapping[str, Any], needed: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param given: the user's ``policy_kwargs``
+    :param needed: what the algorithm hands the policy from its own arguments
+    :return: both
+    :raises ValueError: if both say something of the same argument
+    """
+    for name in needed.keys() & given.keys():
+        raise ValueError(
+            f"policy_kwargs[{name!r}]={given[name]!r}: leave it out, the algorithm's own arguments say it "
+            "(diffusion_steps, noise_schedule, prior_std, actor_loss)"
+        )
+    return {**given, **needed}
+
+
 def check_finite_tensor(name: str, value: th.Tensor) -> None:
     """
     :param name: what the tensor is, for the error
@@ -84,13 +111,40 @@ def check_finite_array(name: str, value: npt.ArrayLike | Mapping[str, npt.ArrayL
             )
 
 
-def optimize(optimizer: th.optim.Optimizer, name: str, loss: th.Tensor, **parts: th.Tensor) -> None:
+def check_transition(
+    reward: np.ndarray,
+    new_obs: np.ndarray | Mapping[str, np.ndarray],
+    infos: list[dict[str, Any]],
+    vec_normalize: VecNormalize | None = None,
+) -> None:
+    """
+    :param reward: rewards of one step of the environments
+    :param new_obs: observations after it
+    :param infos: what else the environments say
+    :param vec_normalize: normalisation that they have passed through, if any
+    :raises ValueError: if a reward or an observation is NaN or infinite
+    """
+    check_finite_array("reward", reward)
+    check_finite_array("observation", new_obs)
+    if vec_normalize is not None:
+        # Normalisation clips infinite values, but it has counted them
+        check_finite_array("reward", vec_normalize.get_original_reward())
+        check_finite_array("observation", vec_normalize.get_original_obs())
+    for info in infos:
+        if "terminal_observation" in info:
+            check_finite_array("terminal observation", info["terminal_observation"])
+
+
+def optimize(
+    optimizer: th.optim.Optimizer, name: str, loss: th.Tensor, max_grad_norm: float | None = None, **parts: th.Tensor
+) -> None:
     """
     One step of an optimizer, unless the loss is not finite: then the weights stay as they are.
 
     :param optimizer: optimizer of the networks behind the loss
     :param name: what the loss is, for the error
     :param loss: loss, a scalar
+    :param max_grad_norm: norm to which the gradient is clipped, if any
     :param parts: what the loss is made of; the error names those that are not finite
     :raises ValueError: if the loss is NaN or infinite
     """
@@ -104,4 +158,6 @@ def optimize(optimizer: th.optim.Optimizer, name: str, loss: th.Tensor, **parts:
         )
     optimizer.zero_grad()
     loss.backward()
+    if max_grad_norm is not None:
+        th.nn.utils.clip_grad_norm_([param for group in optimizer.param_groups for param in group["params"]], max_grad_norm)
     optimizer.step()

@@ -7,9 +7,11 @@ policy. The closed-form ``KL_k`` in place of the log-ratios would have the same 
 cancel that of ``V_0``'s prior term.
 """
 
+import math
 from collections.abc import Callable
 
 import torch as th
+from torch.nn import functional as F
 
 from sb3_diffusion.common.chain import Chain, ControlFn, Visits, denoising_step, terminal_log_prob
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
@@ -117,3 +119,57 @@ def returns_along_chain(log_ratio: th.Tensor, value: th.Tensor, ent_coef: th.Ten
     :return: ``G_0 .. G_K``, (K+1, B)
     """
     return value - ent_coef * th.cat((th.zeros_like(log_ratio[:1]), log_ratio.cumsum(dim=0)))
+
+
+def clipped_surrogate_loss(
+    log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor, clip_range: th.Tensor | float
+) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+    """
+    PPO's clipped surrogate (arXiv 1707.06347, equation 7) of one-step kernels.
+
+    :param log_prob: log-density of each step under the current policy, (...)
+    :param old_log_prob: the same under the policy of the rollout, (...)
+    :param advantages: advantages, (...)
+    :param clip_range: bound of the ratio's distance from 1, one for all or one for each step, (...)
+    :return: loss, a scalar, and what to log: the share of ratios beyond the range, and Schulman's estimate of the KL
+        between the two policies
+    """
+    log_ratio = log_prob - old_log_prob
+    ratio = th.exp(log_ratio)
+    clipped = th.clamp(ratio, 1 - clip_range, 1 + clip_range)
+    loss = -th.min(advantages * ratio, advantages * clipped).mean()
+    with th.no_grad():
+        clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
+        approx_kl = ((ratio - 1) - log_ratio).mean()
+    return loss, {"train/clip_fraction": clip_fraction, "train/approx_kl": approx_kl}
+
+
+def clipped_value_loss(
+    values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, clip_range: float | None = None
+) -> th.Tensor:
+    """
+    :param values: predicted values, (...)
+    :param old_values: the same at the time of the rollout, (...)
+    :param returns: their targets, (...)
+    :param clip_range: how far a value may move from the old one; no bound if None
+    :return: mean squared error, a scalar
+    """
+    if clip_range is not None:
+        values = old_values + th.clamp(values - old_values, -clip_range, clip_range)
+    return F.mse_loss(returns, values)
+
+
+def clip_range_by_step(clip_range: float, clip_range_first: float, diffusion_steps: int) -> th.Tensor:
+    """
+    A clip range that grows exponentially along the chain, from the first, noisiest step to the last (DPPO, arXiv 2409.00588,
+    whose code has the rate 3).
+
+    :param clip_range: clip range of the last step, k = 1
+    :param clip_range_first: clip range of the first step, k = K
+    :param diffusion_steps: number of denoising steps K
+    :return: clip range of ``k = 1 .. K``, (K,)
+    """
+    rate = 3.0
+    done = 1 - th.arange(diffusion_steps, dtype=th.float64) / max(diffusion_steps - 1, 1)
+    growth = th.expm1(rate * done) / math.expm1(rate)
+    return (clip_range_first + (clip_range - clip_range_first) * growth).float()

@@ -1,33 +1,125 @@
 """Actors and policies: the one place where noise schedule, score network and chain meet."""
 
+import math
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BaseModel, BasePolicy
-from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
     FlattenExtractor,
     NatureCNN,
-    get_actor_critic_arch,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
-from sb3_diffusion.common.chain import Chain, ControlFn, Step, action_log_prob, at_step, draw_noise, sample_chain
-from sb3_diffusion.common.checks import check_finite_tensor, check_integer, check_no_sde
+from sb3_diffusion.common.chain import (
+    Chain,
+    ControlFn,
+    Step,
+    action_log_prob,
+    at_step,
+    denoising_kernel,
+    denoising_step,
+    draw_noise,
+    kernel_kl,
+    kernel_log_prob,
+    respaced_control,
+    sample_chain,
+)
+from sb3_diffusion.common.checks import check_action_space, check_finite_tensor, check_integer, check_no_sde
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.score_network import DenoisingNetwork, ScoreNetwork
+from sb3_diffusion.common.wrappers import AugmentedSpace
 
 # Where ``net_arch`` says nothing of the head that runs at every denoising step, it has one hidden layer of at most
 # this width
 MAX_DEFAULT_DENOISER_WIDTH = 64
 
 
-class DiffusionActor(BasePolicy):
+def get_denoiser_arch(net_arch: list[int] | dict[str, list[int]], critic: str) -> list[int]:
+    """
+    :param net_arch: widths of the hidden layers: a list, or ``dict(pi=[...], <critic>=[...], denoiser=[...])``
+    :param critic: key of the critic's widths
+    :return: widths of the head that runs at every denoising step
+    :raises ValueError: for other keys
+    """
+    encoder_arch = net_arch.get("pi", []) if isinstance(net_arch, dict) else net_arch
+    default = [min([*encoder_arch[-1:], MAX_DEFAULT_DENOISER_WIDTH])]
+    if not isinstance(net_arch, dict):
+        return default
+    if unknown := net_arch.keys() - {"pi", critic, "denoiser"}:
+        raise ValueError(f"net_arch has the keys {sorted(unknown)}: choose from 'pi', {critic!r} and 'denoiser'")
+    return net_arch.get("denoiser", default)
+
+
+class ChainPolicy:
+    """What all diffusion policies share: sampling chains with their score network on their noise schedule."""
+
+    action_dim: int
+    schedule: NoiseSchedule
+    inference_schedule: NoiseSchedule
+    score_network: ScoreNetwork
+
+    @property
+    def inference_steps(self) -> int:
+        """Denoising steps of :meth:`act` and ``predict``; training always uses ``diffusion_steps``."""
+        return self.inference_schedule.diffusion_steps
+
+    @inference_steps.setter
+    def inference_steps(self, n_steps: int) -> None:
+        trained = n_steps == self.schedule.diffusion_steps
+        self.inference_schedule = self.schedule if trained else self.schedule.respaced(n_steps)
+
+    def control_fn(self, context: th.Tensor) -> ControlFn:
+        """
+        :param context: what the score network needs to know of the observations, (B, W)
+        :return: the control function of these observations on the schedule of training
+        """
+
+        def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
+            return self.score_network.control(context, at_step(self.schedule.visibility, step) * x, step)
+
+        return control
+
+    def sample(self, context: th.Tensor, noise: th.Tensor | None = None) -> Chain:
+        """
+        Sample chains on the schedule of training.
+
+        :param context: what the score network needs to know of the observations, (B, W)
+        :param noise: standard normal noises, (K+1, B, d); drawn if None
+        :return: the chains
+        :raises ValueError: if they end in NaN or infinite latent actions
+        """
+        if noise is None:
+            noise = draw_noise(self.schedule, len(context), self.action_dim)
+        chain = sample_chain(self.control_fn(context), self.schedule, noise)
+        check_finite_tensor("latent action", chain.x[0])
+        return chain
+
+    def act(self, context: th.Tensor, deterministic: bool = False, noise: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param context: what the score network needs to know of the observations, (B, W)
+        :param deterministic: start at 0 and follow the kernels' means
+        :param noise: standard normal noises, (inference_steps+1, B, d); drawn if None
+        :return: actions in [-1, 1], (B, d)
+        """
+        schedule = self.inference_schedule
+        if noise is None:
+            noise = draw_noise(schedule, len(context), self.action_dim, deterministic)
+        if schedule is self.schedule:
+            return self.sample(context, noise).action
+        return sample_chain(respaced_control(self.control_fn(context), schedule), schedule, noise).action
+
+
+class DiffusionActor(ChainPolicy, BasePolicy):
     """
     Actor that samples actions by a chain of denoising steps.
 
@@ -106,16 +198,6 @@ class DiffusionActor(BasePolicy):
         data.update(self.constructor_kwargs, features_extractor=self.features_extractor)
         return data
 
-    @property
-    def inference_steps(self) -> int:
-        """Denoising steps of :meth:`forward` and ``predict``; training always uses ``diffusion_steps``."""
-        return self.inference_schedule.diffusion_steps
-
-    @inference_steps.setter
-    def inference_steps(self, n_steps: int) -> None:
-        trained = n_steps == self.schedule.diffusion_steps
-        self.inference_schedule = self.schedule if trained else self.schedule.respaced(n_steps)
-
     def encode(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: observations
@@ -125,32 +207,6 @@ class DiffusionActor(BasePolicy):
         context = self.score_network.encode(self.extract_features(obs, self.features_extractor))
         check_finite_tensor("encoded observation", context)
         return context
-
-    def control_fn(self, context: th.Tensor) -> ControlFn:
-        """
-        :param context: output of :meth:`encode`, (B, W)
-        :return: the control function of these observations on the schedule of training
-        """
-
-        def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
-            return self.score_network.control(context, at_step(self.schedule.visibility, step) * x, step)
-
-        return control
-
-    def sample(self, context: th.Tensor, noise: th.Tensor | None = None) -> Chain:
-        """
-        Sample chains on the schedule of training.
-
-        :param context: output of :meth:`encode`, (B, W)
-        :param noise: standard normal noises, (K+1, B, d); drawn if None
-        :return: the chains
-        :raises ValueError: if they end in NaN or infinite latent actions
-        """
-        if noise is None:
-            noise = draw_noise(self.schedule, len(context), self.action_dim)
-        chain = sample_chain(self.control_fn(context), self.schedule, noise)
-        check_finite_tensor("latent action", chain.x[0])
-        return chain
 
     def action_log_prob(self, obs: PyTorchObs, noise: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -171,18 +227,7 @@ class DiffusionActor(BasePolicy):
         :param noise: standard normal noises, (inference_steps+1, B, d); drawn if None
         :return: actions in [-1, 1], (B, d)
         """
-        context, schedule = self.encode(obs), self.inference_schedule
-        if noise is None:
-            noise = draw_noise(schedule, len(context), self.action_dim, deterministic)
-        if schedule is self.schedule:
-            return self.sample(context, noise).action
-        trained = self.control_fn(context)
-
-        def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
-            u, rho = trained(x, int(schedule.steps[step]))
-            return u * schedule.control_scale[step], rho
-
-        return sample_chain(control, schedule, noise).action
+        return self.act(self.encode(obs), deterministic, noise)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self(observation, deterministic)
@@ -322,21 +367,14 @@ class DiffusionSACPolicy(SACPolicy):
         use_diffusion_value: bool = False,
     ):
         check_no_sde(use_sde)
-        box = isinstance(action_space, spaces.Box) and action_space.is_bounded("both")
-        if not box or not (action_space.low < action_space.high).all():
-            raise ValueError(f"action_space={action_space}: a diffusion policy needs a Box with finite bounds, low < high")
+        check_action_space(action_space)
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(fused=True)
         if net_arch is None:
             net_arch = [256, 256]
-        actor_arch, _ = get_actor_critic_arch(net_arch)
-        denoiser_arch = [min([*actor_arch[-1:], MAX_DEFAULT_DENOISER_WIDTH])]
-        if isinstance(net_arch, dict):
-            if unknown := net_arch.keys() - {"pi", "qf", "denoiser"}:
-                raise ValueError(f"net_arch has the keys {sorted(unknown)}: choose from 'pi', 'qf' and 'denoiser'")
-            if "denoiser" in net_arch and not encode_once:
-                raise ValueError("encode_once=False runs net_arch['pi'] at every step: leave net_arch['denoiser'] out")
-            denoiser_arch = net_arch.get("denoiser", denoiser_arch)
+        denoiser_arch = get_denoiser_arch(net_arch, critic="qf")
+        if isinstance(net_arch, dict) and "denoiser" in net_arch and not encode_once:
+            raise ValueError("encode_once=False runs net_arch['pi'] at every step: leave net_arch['denoiser'] out")
         # SAC's policy builds its networks in its constructor, so what they need is set before
         self.chain_kwargs = dict(
             diffusion_steps=diffusion_steps,
@@ -505,3 +543,335 @@ class DiffusionSACMultiInputPolicy(DiffusionSACCnnPolicy):
         super().__init__(
             observation_space, action_space, lr_schedule, net_arch, features_extractor_class=features_extractor_class, **kwargs
         )
+
+
+class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
+    """
+    Diffusion actor with a value function ``V(s, x_k, k)`` over the steps of the chain.
+
+    In stock ``stable_baselines3.PPO`` it works on an environment in a :class:`.DiffusionMDPWrapper`, whose observation tells
+    it the number of steps and the prior; one step of the environment is then one denoising step, and the entropy it
+    reports is minus the KL of that step's kernel to the reference kernel. In :class:`.DiffPPO` it works on the environment
+    itself and runs whole chains.
+
+    :param observation_space: observation space, plain or augmented
+    :param action_space: action space, a bounded ``Box``
+    :param lr_schedule: learning rate schedule
+    :param net_arch: widths of the hidden layers: a list for the encoders of the policy and of the value function alike, or
+        ``dict(pi=[...], vf=[...], denoiser=[...])``, the last being the heads that run at every denoising step. Left out,
+        a head has one hidden layer, as wide as the encoder's last and at most 64
+    :param activation_fn: activation of the encoders
+    :param ortho_init: whether to use orthogonal initialization
+    :param use_sde: not supported
+    :param log_std_init: of a Gaussian policy, not used
+    :param full_std: of gSDE, not used
+    :param use_expln: of gSDE, not used
+    :param squash_output: not used, actions are always squashed
+    :param features_extractor_class: features extractor to use; if None, ``FlattenExtractor``, and on an augmented
+        observation ``NatureCNN`` or ``CombinedExtractor`` where the environment's is an image or a ``Dict``
+    :param features_extractor_kwargs: keyword arguments of the features extractor
+    :param share_features_extractor: whether policy and value function share the features extractor
+    :param normalize_images: whether to divide images by 255
+    :param optimizer_class: optimizer to use
+    :param optimizer_kwargs: keyword arguments of the optimizer other than the learning rate. If None and the optimizer is
+        Adam or AdamW, ``eps=1e-5`` and its fused kernel are used
+    :param diffusion_steps: number of denoising steps K; on an augmented observation what the wrapper says
+    :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
+    :param prior_std: standard deviation of the prior of the latent action; on an augmented observation what the wrapper says
+    :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
+    :param denoiser_activation_fn: activation of the heads
+    :param state_value: make the value function one of the state alone, as in DPPO (arXiv 2409.00588)
+    :raises ValueError: for gSDE, actions that are not a bounded ``Box``, or a chain that cannot be built or is not the wrapper's
+    """
+
+    score_network: ScoreNetwork
+    value_net: DenoisingNetwork  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.Tanh,
+        ortho_init: bool = True,
+        use_sde: bool = False,
+        log_std_init: float = 0.0,
+        full_std: bool = True,
+        use_expln: bool = False,
+        squash_output: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = True,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        diffusion_steps: int | None = None,
+        noise_schedule: str = "cosine",
+        prior_std: float | None = None,
+        learn_std: bool = True,
+        denoiser_activation_fn: type[nn.Module] = nn.SiLU,
+        state_value: bool = False,
+    ):
+        check_no_sde(use_sde)
+        check_action_space(action_space)
+        if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
+            optimizer_kwargs = dict(eps=1e-5, fused=True)
+        augmented = AugmentedSpace.parse(observation_space, get_action_dim(action_space))
+        self.augmented = augmented
+        self.features_space = observation_space if augmented is None else augmented.inner
+        if features_extractor_class is None:
+            features_extractor_class = default_features_extractor(self.features_space) if augmented else FlattenExtractor
+        # SB3's policy builds its networks in its constructor, so what they need is set before
+        self.chain_kwargs = dict(
+            diffusion_steps=self._from_wrapper("diffusion_steps", diffusion_steps, 5),
+            noise_schedule=noise_schedule,
+            prior_std=self._from_wrapper("prior_std", prior_std, 1.0),
+            learn_std=learn_std,
+            denoiser_activation_fn=denoiser_activation_fn,
+            state_value=state_value,
+        )
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch,
+            activation_fn,
+            ortho_init,
+            use_sde,
+            log_std_init,
+            full_std,
+            use_expln,
+            False,
+            features_extractor_class,
+            features_extractor_kwargs,
+            share_features_extractor,
+            normalize_images,
+            optimizer_class,
+            optimizer_kwargs,
+        )
+        # On the augmented MDP the action is a latent one, which the wrapper squashes
+        self._squash_output = augmented is None
+
+    def _from_wrapper(self, name: str, value: Any, default: Any) -> Any:
+        """
+        :param name: name of an argument that the wrapper has, too
+        :param value: its value, None if it was not given
+        :param default: default on a plain observation
+        :return: the value to use
+        :raises ValueError: if it is not the wrapper's
+        """
+        if self.augmented is None:
+            return default if value is None else value
+        expected = getattr(self.augmented, name)
+        if value is not None and not math.isclose(value, expected, rel_tol=1e-6):
+            raise ValueError(f"{name}={value!r}: DiffusionMDPWrapper has {name}={expected!r}, leave it out here")
+        return expected
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        return self.features_extractor_class(self.features_space, **self.features_extractor_kwargs)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """
+        Create the networks and the optimizer.
+
+        :param lr_schedule: learning rate schedule, ``lr_schedule(1)`` is the initial learning rate
+        """
+        self._build_mlp_extractor()
+        chain = self.chain_kwargs
+        self.action_dim = get_action_dim(self.action_space)
+        self.schedule = NoiseSchedule(chain["diffusion_steps"], chain["noise_schedule"], chain["prior_std"])
+        self.inference_schedule = self.schedule
+        heads: dict[str, Any] = dict(
+            encoder_arch=[],
+            denoiser_arch=get_denoiser_arch(self.net_arch, critic="vf"),
+            denoiser_activation_fn=chain["denoiser_activation_fn"],
+        )
+        dims, n_steps = self.mlp_extractor, self.schedule.diffusion_steps
+        self.score_network = ScoreNetwork(dims.latent_dim_pi, self.action_dim, n_steps, learn_std=chain["learn_std"], **heads)
+        self.value_net = DenoisingNetwork(dims.latent_dim_vf, self.action_dim, 1, n_steps, **heads)
+        if self.ortho_init:
+            extractors = {self.features_extractor, self.pi_features_extractor, self.vf_features_extractor}
+            for module in (*extractors, self.mlp_extractor):
+                module.apply(partial(self.init_weights, gain=np.sqrt(2)))
+            # A policy that starts as the prior
+            for network, gain in ((self.score_network, 0.01), (self.value_net, 1.0)):
+                network.apply(partial(self.init_weights, gain=1.0))
+                self.init_weights(network.head[-1], gain)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            self.chain_kwargs,
+            squash_output=False,
+            share_features_extractor=self.share_features_extractor,
+            normalize_images=self.normalize_images,
+        )
+        return data
+
+    def encode(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param obs: observations, without latent action and step
+        :return: what the steps of the chain and their values need to know of them, each (B, W)
+        :raises ValueError: if that has NaN or infinite entries
+        """
+        preprocessed = preprocess_obs(obs, self.features_space, normalize_images=self.normalize_images)
+        pi_features = vf_features = self.pi_features_extractor(preprocessed)
+        if not self.share_features_extractor:
+            vf_features = self.vf_features_extractor(preprocessed)
+        context = self.score_network.encode(self.mlp_extractor.forward_actor(pi_features))
+        check_finite_tensor("encoded observation", context)
+        return context, self.value_net.encode(self.mlp_extractor.forward_critic(vf_features))
+
+    def evaluate_steps(
+        self, contexts: tuple[th.Tensor, th.Tensor], x: th.Tensor, x_prev: th.Tensor, step: Step
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param contexts: output of :meth:`encode`
+        :param x: ``x_k``, (..., B, d)
+        :param x_prev: ``x_{k-1}``, (..., B, d)
+        :param step: ``k``, one for each row, (..., B)
+        :return: ``V(s, x_k, k)``, ``log q(x_{k-1} | x_k, s)`` and ``KL_k`` to the reference kernel, each (..., B)
+        """
+        u, rho = self.control_fn(contexts[0])(x, step)
+        log_prob = kernel_log_prob(self.schedule, u, rho, x, x_prev, step)
+        return self._step_values(contexts[1], x, step), log_prob, kernel_kl(u, rho)
+
+    def _step_values(self, value_context: th.Tensor, x: th.Tensor, step: Step) -> th.Tensor:
+        x = at_step(self.schedule.visibility, step) * x
+        if self.chain_kwargs["state_value"]:
+            x, step = th.zeros_like(x), self.schedule.diffusion_steps
+        return self.value_net(value_context, x, step).squeeze(-1)
+
+    def sample_chains(self, obs: PyTorchObs, noise: th.Tensor | None = None) -> tuple[Chain, th.Tensor, th.Tensor, th.Tensor]:
+        """
+        Whole chains at plain observations, and what :meth:`evaluate_steps` says of their steps.
+
+        :param obs: observations
+        :param noise: standard normal noises, (K+1, B, d); drawn if None
+        :return: the chains, ``V(s, x_k, k)``, ``log q(x_{k-1} | x_k, s)`` and ``KL_k``, each (K, B), index ``k - 1``
+            belonging to step ``k``
+        """
+        contexts = self.encode(obs)
+        chain = self.sample(contexts[0], noise)
+        steps = self.schedule.steps[1:, None].expand(chain.log_ratio.shape)
+        return chain, *self.evaluate_steps(contexts, chain.x[1:], chain.x[:-1], steps)
+
+    def _split(self, obs: PyTorchObs) -> tuple[tuple[th.Tensor, th.Tensor], th.Tensor, th.Tensor]:
+        """
+        :param obs: augmented observations
+        :return: output of :meth:`encode`; ``x_k``, (B, d); ``k``, (B,)
+        :raises ValueError: if the observation space is not augmented
+        """
+        if self.augmented is None:
+            raise ValueError(
+                f"observation_space={self.observation_space} has no denoising step: wrap the environment in a "
+                "DiffusionMDPWrapper, or train it with DiffPPO"
+            )
+        inner, x, step = self.augmented.split(obs, self.action_dim)
+        return self.encode(inner), x, step
+
+    def _sample_step(
+        self, context: th.Tensor, x: th.Tensor, step: th.Tensor, deterministic: bool, noise: th.Tensor | None
+    ) -> th.Tensor:
+        if noise is None:
+            noise = th.zeros_like(x) if deterministic else th.randn_like(x)
+        x_prev, _ = denoising_step(self.schedule, *self.control_fn(context)(x, step), x, noise, step)
+        return x_prev
+
+    def forward(  # type: ignore[override]
+        self, obs: PyTorchObs, deterministic: bool = False, noise: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        One denoising step of the augmented MDP.
+
+        :param obs: augmented observations
+        :param deterministic: take the kernel's mean
+        :param noise: standard normal noise, (B, d); drawn if None
+        :return: ``x_{k-1}``, (B, *shape), ``V(s, x_k, k)``, (B, 1), and ``log q(x_{k-1} | x_k, s)``, (B,)
+        :raises ValueError: if the observation space is not augmented
+        """
+        contexts, x, step = self._split(obs)
+        x_prev = self._sample_step(contexts[0], x, step, deterministic, noise)
+        values, log_prob, _ = self.evaluate_steps(contexts, x, x_prev, step)
+        return x_prev.reshape(-1, *self.action_space.shape), values.unsqueeze(-1), log_prob  # type: ignore[misc]
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """
+        :param obs: augmented observations
+        :param actions: ``x_{k-1}``, (B, d)
+        :return: ``V(s, x_k, k)``, (B, 1), ``log q(x_{k-1} | x_k, s)``, (B,), and what stands for the entropy, ``-KL_k``, (B,)
+        :raises ValueError: if the observation space is not augmented
+        """
+        contexts, x, step = self._split(obs)
+        values, log_prob, step_kl = self.evaluate_steps(contexts, x, actions.reshape(x.shape), step)
+        return values.unsqueeze(-1), log_prob, -step_kl
+
+    def get_distribution(self, obs: PyTorchObs) -> DiagGaussianDistribution:
+        """
+        :param obs: augmented observations
+        :return: the distribution of ``x_{k-1}``
+        :raises ValueError: if the observation space is not augmented: the density of a whole chain is unknown
+        """
+        contexts, x, step = self._split(obs)
+        mean, std = denoising_kernel(self.schedule, *self.control_fn(contexts[0])(x, step), x, step)
+        return DiagGaussianDistribution(self.action_dim).proba_distribution(mean, th.log(std))
+
+    def predict_values(self, obs: PyTorchObs, noise: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param obs: observations, plain or augmented
+        :param noise: on plain observations the standard normal noise that makes ``x_K``, (B, d); drawn if None
+        :return: ``V(s, x_k, k)``, on plain observations that of a fresh ``x_K``, (B, 1)
+        """
+        if self.augmented is not None:
+            contexts, x, step = self._split(obs)
+        else:
+            contexts = self.encode(obs)
+            if noise is None:
+                noise = draw_noise(self.schedule, len(contexts[1]), self.action_dim)[-1]
+            x = noise * self.schedule.prior_std
+            step = self.schedule.steps[-1:].expand(len(x))
+        return self._step_values(contexts[1], x, step).unsqueeze(-1)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        if self.augmented is None:
+            return self.act(self.encode(observation)[0], deterministic)
+        contexts, x, step = self._split(observation)
+        return self._sample_step(contexts[0], x, step, deterministic, noise=None)
+
+
+def default_features_extractor(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
+    """
+    :param observation_space: observation space
+    :return: what Stable-Baselines3's policies would take for it
+    """
+    if isinstance(observation_space, spaces.Dict):
+        return CombinedExtractor
+    return NatureCNN if is_image_space(observation_space) else FlattenExtractor
+
+
+class DiffusionActorCriticCnnPolicy(DiffusionActorCriticPolicy):
+    """
+    :class:`DiffusionActorCriticPolicy` for images.
+
+    :param args: positional arguments of :class:`DiffusionActorCriticPolicy`
+    :param features_extractor_class: features extractor to use, SB3's ``NatureCNN``
+    :param kwargs: the other arguments of :class:`DiffusionActorCriticPolicy`
+    """
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+class DiffusionActorCriticMultiInputPolicy(DiffusionActorCriticPolicy):
+    """
+    :class:`DiffusionActorCriticPolicy` for ``Dict`` observations.
+
+    :param args: positional arguments of :class:`DiffusionActorCriticPolicy`
+    :param features_extractor_class: features extractor to use, SB3's ``CombinedExtractor``
+    :param kwargs: the other arguments of :class:`DiffusionActorCriticPolicy`
+    """
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)

@@ -19,6 +19,8 @@ from sb3_diffusion.common.checks import (
     check_integer,
     check_no_sde,
     check_positive,
+    check_transition,
+    merge_policy_kwargs,
     optimize,
 )
 from sb3_diffusion.common.losses import (
@@ -212,14 +214,9 @@ class DiffSAC(SAC):
             use_diffusion_value=self.actor_loss == "diffusion_value",
         )
         given = {name: value for name, value in self.policy_kwargs.items() if name != "use_sde"}
-        for name in needed.keys() & given.keys():
-            raise ValueError(
-                f"policy_kwargs[{name!r}]={given[name]!r}: leave it out, {type(self).__name__}'s own arguments say it "
-                "(diffusion_steps, noise_schedule, prior_std, actor_loss)"
-            )
         automatic, number = parse_auto("target_entropy", self.target_entropy)
         self.target_entropy = "auto" if automatic else number
-        self.policy_kwargs = {**given, **needed}
+        self.policy_kwargs = merge_policy_kwargs(given, needed)
         super()._setup_model()
         # What the user gave is what load() compares with
         self.policy_kwargs = given
@@ -428,15 +425,7 @@ class DiffSAC(SAC):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        check_finite_array("reward", reward)
-        check_finite_array("observation", new_obs)
-        if self._vec_normalize_env is not None:
-            # Normalisation clips infinite values, but these are the ones that are stored
-            check_finite_array("reward", self._vec_normalize_env.get_original_reward())
-            check_finite_array("observation", self._vec_normalize_env.get_original_obs())
-        for info in infos:
-            if "terminal_observation" in info:
-                check_finite_array("terminal observation", info["terminal_observation"])
+        check_transition(reward, new_obs, infos, self._vec_normalize_env)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def learn(

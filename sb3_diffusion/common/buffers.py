@@ -1,0 +1,181 @@
+"""Rollout buffers of denoising chains."""
+
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.vec_env import VecNormalize
+
+
+class ChainRolloutBufferSamples(NamedTuple):
+    """
+    A minibatch of chains. Index ``k - 1`` of a first dimension K belongs to denoising step ``k``.
+
+    :param observations: observations
+    :param x: ``x_0 .. x_K``, (K+1, B, d)
+    :param old_values: ``V(s, x_k, k)`` at the time of the rollout, (K, B)
+    :param old_log_prob: ``log q(x_{k-1} | x_k, s)`` at the time of the rollout, (K, B)
+    :param advantages: advantages of the steps, (K, B)
+    :param returns: targets of the values, (K, B)
+    """
+
+    observations: PyTorchObs
+    x: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+
+
+def chain_gae(
+    rewards: np.ndarray,
+    values: np.ndarray,
+    last_values: np.ndarray,
+    next_non_terminal: np.ndarray,
+    gamma: float,
+    gae_lambda: float,
+    gae_lambda_diffusion: float,
+) -> np.ndarray:
+    """
+    Generalised advantage estimation (Schulman et al., 2016, arXiv 1506.02438) along the flattened chain: discount and lambda
+    are ``(1, gae_lambda_diffusion)`` between denoising steps and ``(gamma, gae_lambda)`` between steps of the environment, so
+    that the horizon does not depend on K.
+
+    Index ``k - 1`` of the last dimension belongs to denoising step ``k``, which comes before step ``k - 1``.
+
+    :param rewards: reward of each denoising step, (T, N, K)
+    :param values: ``V(s, x_k, k)``, (T, N, K)
+    :param last_values: ``V(s, x_K, K)`` after the last step, (N,)
+    :param next_non_terminal: 0 where the episode ends with a step of the environment, else 1, (T, N)
+    :param gamma: discount factor of a step of the environment
+    :param gae_lambda: lambda of a step of the environment
+    :param gae_lambda_diffusion: lambda of a denoising step
+    :return: advantages, (T, N, K)
+    """
+    n_steps, _, diffusion_steps = rewards.shape
+    first_values = np.concatenate((values[1:, :, -1], last_values[None]))  # of the step that follows, (T, N)
+    next_values = np.concatenate(((gamma * next_non_terminal * first_values)[..., None], values[..., :-1]), axis=-1)
+    advantages = rewards + next_values - values
+    for step in range(1, diffusion_steps):
+        advantages[..., step] += gae_lambda_diffusion * advantages[..., step - 1]
+    # So far each chain by itself; what follows it reaches its steps through the first one's end
+    decay = gae_lambda_diffusion ** np.arange(diffusion_steps)
+    for t in reversed(range(n_steps - 1)):
+        carried = gamma * gae_lambda * next_non_terminal[t] * advantages[t + 1, :, -1]
+        advantages[t] += carried[:, None] * decay
+    return advantages
+
+
+class ChainRolloutBuffer(RolloutBuffer):
+    """
+    Rollout buffer whose transitions are denoising chains: ``actions`` holds ``x_0 .. x_K``, and ``step_values``,
+    ``step_log_probs``, ``step_costs``, ``step_advantages`` and ``step_returns`` one number for each denoising step,
+    (n_steps, n_envs, K). ``values``, ``advantages`` and ``returns`` are those of the whole transition, that is of its first
+    denoising step, and ``log_probs`` the sum over its steps.
+
+    :param buffer_size: Max number of element in the buffer
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param device: PyTorch device
+    :param gae_lambda: lambda of a step of the environment
+    :param gamma: Discount factor of a step of the environment
+    :param n_envs: Number of parallel environments
+    :param diffusion_steps: number of denoising steps K
+    :param gae_lambda_diffusion: lambda of a denoising step
+    """
+
+    STEP_ARRAYS = ("step_values", "step_log_probs", "step_advantages", "step_returns")
+
+    step_values: np.ndarray
+    step_log_probs: np.ndarray
+    step_costs: np.ndarray
+    step_advantages: np.ndarray
+    step_returns: np.ndarray
+
+    def __init__(self, *args: Any, diffusion_steps: int = 5, gae_lambda_diffusion: float = 1.0, **kwargs: Any):
+        self.diffusion_steps = diffusion_steps
+        self.gae_lambda_diffusion = gae_lambda_diffusion
+        super().__init__(*args, **kwargs)
+
+    def reset(self) -> None:
+        self.action_dim = (self.diffusion_steps + 1) * get_action_dim(self.action_space)
+        super().reset()
+        # Latent actions are real numbers whatever the type of the action
+        self.actions = self.actions.astype(np.float32)
+        for name in (*self.STEP_ARRAYS, "step_costs"):
+            setattr(self, name, np.zeros((self.buffer_size, self.n_envs, self.diffusion_steps), dtype=np.float32))
+
+    def add(  # type: ignore[override]
+        self,
+        obs: np.ndarray | dict[str, np.ndarray],
+        x: th.Tensor,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        values: th.Tensor,
+        log_prob: th.Tensor,
+        costs: th.Tensor,
+    ) -> None:
+        """
+        :param obs: observations
+        :param x: ``x_0 .. x_K``, (K+1, N, d)
+        :param reward: rewards of the environments, (N,)
+        :param episode_start: whether an episode starts here, (N,)
+        :param values: ``V(s, x_k, k)``, (K, N)
+        :param log_prob: ``log q(x_{k-1} | x_k, s)``, (K, N)
+        :param costs: what the temperature multiplies, in nats, (K, N)
+        """
+        for name, steps in (("step_values", values), ("step_log_probs", log_prob), ("step_costs", costs)):
+            getattr(self, name)[self.pos] = steps.T.cpu().numpy()
+        chains = x.transpose(0, 1).cpu().numpy()
+        super().add(obs, chains, reward, episode_start, values[-1], log_prob.sum(dim=0))  # type: ignore[arg-type]
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray, ent_coef: float = 0.0) -> None:
+        """
+        Advantages of all denoising steps, with soft rewards: each step costs ``ent_coef`` times its KL to the reference
+        kernel, and the last one the end's share of the bound, too.
+
+        :param last_values: ``V(s, x_K, K)`` after the last step, one for each environment
+        :param dones: whether the last step ended an episode, one for each environment
+        :param ent_coef: temperature alpha
+        """
+        rewards = -ent_coef * self.step_costs
+        rewards[..., 0] += self.rewards
+        self.step_advantages = chain_gae(
+            rewards,
+            self.step_values,
+            last_values.cpu().numpy().flatten(),
+            1.0 - np.concatenate((self.episode_starts[1:], dones[None].astype(np.float32))),
+            self.gamma,
+            self.gae_lambda,
+            self.gae_lambda_diffusion,
+        )
+        self.step_returns = self.step_advantages + self.step_values
+        self.advantages, self.returns = self.step_advantages[..., -1], self.step_returns[..., -1]
+
+    def get(self, batch_size: int | None = None) -> Generator[ChainRolloutBufferSamples, None, None]:  # type: ignore[override]
+        if not self.generator_ready:
+            for name in self.STEP_ARRAYS:
+                setattr(self, name, self.swap_and_flatten(getattr(self, name)))
+        yield from super().get(batch_size)  # type: ignore[misc]
+
+    def _get_samples(  # type: ignore[override]
+        self, batch_inds: np.ndarray, env: VecNormalize | None = None
+    ) -> ChainRolloutBufferSamples:
+        samples = super()._get_samples(batch_inds, env)
+        x = samples.actions.reshape(len(batch_inds), self.diffusion_steps + 1, -1).transpose(0, 1)
+        return ChainRolloutBufferSamples(
+            samples.observations, x, *(self.to_torch(getattr(self, name)[batch_inds]).T for name in self.STEP_ARRAYS)
+        )
+
+
+class DictChainRolloutBuffer(ChainRolloutBuffer, DictRolloutBuffer):
+    """
+    :class:`ChainRolloutBuffer` for ``Dict`` observations.
+
+    :param args: arguments of :class:`ChainRolloutBuffer`
+    :param kwargs: keyword arguments of :class:`ChainRolloutBuffer`
+    """

@@ -1,0 +1,425 @@
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.ppo.ppo import PPO
+
+from sb3_diffusion.common.buffers import ChainRolloutBuffer, ChainRolloutBufferSamples, DictChainRolloutBuffer
+from sb3_diffusion.common.chain import terminal_log_prob
+from sb3_diffusion.common.checks import (
+    check_finite_array,
+    check_integer,
+    check_no_sde,
+    check_positive,
+    check_transition,
+    merge_policy_kwargs,
+    optimize,
+)
+from sb3_diffusion.common.losses import clip_range_by_step, clipped_surrogate_loss, clipped_value_loss, draw_steps
+from sb3_diffusion.common.temperature import TemperatureSchedule
+from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
+
+SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
+
+# DPPO (arXiv 2409.00588): no entropy, a value function of the state alone, a discount along the chain, and a clip range
+# that grows with the denoising step; the numbers are those of its Gym tasks
+DPPO_KWARGS: dict[str, Any] = dict(
+    ent_coef=0.0,
+    gamma_diffusion=0.99,
+    clip_range=0.01,
+    clip_range_first_step=0.001,
+    policy_kwargs=dict(state_value=True),
+)
+
+
+class DiffPPO(PPO):
+    """
+    Diffusion Proximal Policy Optimization (DiffPPO): PPO whose policy is a short denoising chain.
+    Paper: DMERL, https://arxiv.org/abs/2512.02019
+
+    Each denoising step is an action of its own in an augmented MDP with states ``(s, x_k, k)``. All steps of a chain run
+    inside the policy, one batched call for each step of the environments. Each step costs the temperature ``ent_coef`` times
+    its KL to the reference kernel, so that the sum of rewards is a lower bound on the maximum-entropy objective.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate, it can be a function
+        of the current progress remaining (from 1 to 0)
+    :param n_steps: The number of steps to run for each environment per update
+        (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
+    :param batch_size: Minibatch size, in steps of the environment: each brings its whole chain
+    :param n_epochs: Number of epoch when optimizing the surrogate loss
+    :param gamma: Discount factor of a step of the environment; there is none along the chain
+    :param gae_lambda: lambda of generalized advantage estimation for a step of the environment
+    :param clip_range: Clipping parameter, it can be a function of the current progress remaining (from 1 to 0).
+    :param clip_range_vf: Clipping parameter for the value function,
+        it can be a function of the current progress remaining (from 1 to 0).
+        If ``None`` is passed (default), no clipping will be done on the value function.
+    :param normalize_advantage: Whether to normalize the advantage. The direct gradient of the KL is divided by the same
+        standard deviation, so that the temperature keeps its meaning.
+    :param ent_coef: Temperature alpha in units of the reward: a number; a function of the current progress remaining; or an
+        annealing schedule ``"lin_0.05"``, ``"cos_0.05_0.001"``, ``"exp_0.05_0.001"``, see :class:`.TemperatureSchedule`
+    :param vf_coef: Value function coefficient for the loss calculation
+    :param max_grad_norm: The maximum value for the gradient clipping
+    :param use_sde: gSDE is not supported, must be False
+    :param sde_sample_freq: of gSDE, not used
+    :param rollout_buffer_class: Rollout buffer class to use, a subclass of :class:`.ChainRolloutBuffer`. If ``None``, it
+        will be automatically selected.
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param target_kl: Limit the KL divergence between updates, in the mean over denoising steps. By default, there is no
+        limit on the kl div.
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation, see
+        :class:`.DiffusionActorCriticPolicy`
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param diffusion_steps: number of denoising steps K; 1, with the cosine schedule, is a squashed Gaussian policy
+    :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
+    :param prior_std: standard deviation of the prior of the latent action
+    :param gae_lambda_diffusion: lambda of generalized advantage estimation for a denoising step
+    :param denoising_steps_per_update: how many denoising steps of each sample an update uses, drawn at random and each
+        equally likely, so that the mean over them estimates that over all; all if None
+    :param clip_range_first_step: clip range of the first, noisiest step (k = K), from where it grows exponentially to
+        ``clip_range`` at the last; it can be a function of the current progress remaining. If None, all are ``clip_range``.
+    :param gamma_diffusion: the advantage of step k is weighted by ``gamma_diffusion ** (k - 1)``, the denoising discount
+        of DPPO (arXiv 2409.00588); not a discount of values
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises AssertionError: for actions that are not a ``Box``
+    :raises ValueError: for an argument that is out of range, saying what is allowed
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: DiffusionActorCriticPolicy
+    rollout_buffer: ChainRolloutBuffer
+
+    def __init__(
+        self,
+        policy: str | type[DiffusionActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float | str | Schedule = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        diffusion_steps: int = 5,
+        noise_schedule: str = "cosine",
+        prior_std: float = 1.0,
+        gae_lambda_diffusion: float = 1.0,
+        denoising_steps_per_update: int | None = None,
+        clip_range_first_step: float | Schedule | None = None,
+        gamma_diffusion: float = 1.0,
+        _init_setup_model: bool = True,
+    ):
+        self.diffusion_steps = diffusion_steps
+        self.noise_schedule = noise_schedule
+        self.prior_std = prior_std
+        self.gae_lambda_diffusion = gae_lambda_diffusion
+        self.denoising_steps_per_update = denoising_steps_per_update
+        self.clip_range_first_step = clip_range_first_step
+        self.gamma_diffusion = gamma_diffusion
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            n_steps,
+            batch_size,
+            n_epochs,
+            gamma,
+            gae_lambda,
+            clip_range,
+            clip_range_vf,
+            normalize_advantage,
+            ent_coef,  # type: ignore[arg-type]
+            vf_coef,
+            max_grad_norm,
+            use_sde,
+            sde_sample_freq,
+            rollout_buffer_class,
+            rollout_buffer_kwargs,
+            target_kl,
+            stats_window_size,
+            tensorboard_log,
+            None if policy_kwargs is None else policy_kwargs.copy(),
+            verbose,
+            seed,
+            device,
+            _init_setup_model,
+        )
+
+    def _check_arguments(self) -> None:
+        """
+        Here and not in the constructor, because ``load`` may change arguments, too.
+
+        :raises AssertionError: for actions that are not a ``Box``
+        :raises ValueError: for an argument that is out of range
+        """
+        assert isinstance(self.action_space, spaces.Box), (
+            f"The algorithm only supports {spaces.Box} as action spaces but {self.action_space} was provided"
+        )
+        check_no_sde(self.use_sde)
+        if self.denoising_steps_per_update is not None:
+            check_integer("denoising_steps_per_update", self.denoising_steps_per_update)
+        for name in ("clip_range", "clip_range_vf", "clip_range_first_step", "max_grad_norm", "target_kl"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                check_positive(name, value)
+        for name in ("gamma", "gae_lambda", "gae_lambda_diffusion", "gamma_diffusion"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value!r}: it must be between 0 and 1")
+        if not issubclass(self.policy_class, DiffusionActorCriticPolicy):
+            raise ValueError(
+                f"policy={self.policy_class.__name__}: choose 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of "
+                "DiffusionActorCriticPolicy"
+            )
+        if self.rollout_buffer_class is not None and not issubclass(self.rollout_buffer_class, ChainRolloutBuffer):
+            raise ValueError(f"rollout_buffer_class={self.rollout_buffer_class.__name__}: use a subclass of ChainRolloutBuffer")
+
+    def _setup_model(self) -> None:
+        self.ent_coef_schedule = TemperatureSchedule(self.ent_coef)
+        self._check_arguments()
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = DictChainRolloutBuffer if is_dict else ChainRolloutBuffer
+        # As with use_sde, the algorithm hands the policy and the buffer what they need
+        needed = dict(diffusion_steps=self.diffusion_steps, noise_schedule=self.noise_schedule, prior_std=self.prior_std)
+        given = {name: value for name, value in self.policy_kwargs.items() if name != "use_sde"}
+        self.policy_kwargs = merge_policy_kwargs(given, needed)
+        buffer_kwargs = self.rollout_buffer_kwargs
+        of_chain = dict(diffusion_steps=self.diffusion_steps, gae_lambda_diffusion=self.gae_lambda_diffusion)
+        self.rollout_buffer_kwargs = {**buffer_kwargs, **of_chain}
+        super()._setup_model()
+        # What the user gave is what load() compares with
+        self.policy_kwargs, self.rollout_buffer_kwargs = given, buffer_kwargs
+        if self.policy.augmented is not None:
+            raise ValueError("DiffPPO runs the denoising steps itself: give it the environment without a DiffusionMDPWrapper")
+        if self.clip_range_first_step is not None:
+            self.clip_range_first_step = FloatSchedule(self.clip_range_first_step)
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """
+        Collect chains using the current policy and fill a ``ChainRolloutBuffer``.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step
+            (and at the beginning and end of the rollout)
+        :param rollout_buffer: Buffer to fill with rollouts
+        :param n_rollout_steps: Number of steps to take in each environment
+        :return: True if function returned with at least `n_rollout_steps`
+            collected, False if callback terminated rollout prematurely.
+        :raises ValueError: if an observation or a reward is NaN or infinite
+        """
+        assert self._last_obs is not None, "No previous observation was provided"
+        assert isinstance(rollout_buffer, ChainRolloutBuffer)
+        check_finite_array("observation", self._last_obs)
+        # Switch to eval mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(False)
+        # One temperature for the rewards of a rollout and for its updates
+        self.temperature = self.ent_coef_schedule(self._current_progress_remaining)
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+
+        for _ in range(n_rollout_steps):
+            with th.no_grad():
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+                chain, values, log_prob, costs = self.policy.sample_chains(obs_tensor)
+                costs[0] += terminal_log_prob(self.policy.schedule, chain.x[0])
+            actions = chain.action.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+            new_obs, rewards, dones, infos = env.step(self.policy.unscale_action(actions))
+            check_transition(rewards, new_obs, infos, self._vec_normalize_env)  # type: ignore[arg-type]
+            self.num_timesteps += env.num_envs
+
+            # Give access to local variables
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+
+            self._update_info_buffer(infos, dones)
+            self._bootstrap_timeouts(rewards, dones, infos)
+            rollout_buffer.add(
+                self._last_obs,  # type: ignore[arg-type]
+                chain.x,
+                rewards,
+                self._last_episode_starts,  # type: ignore[arg-type]
+                values,
+                log_prob,
+                costs,
+            )
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+
+        with th.no_grad():
+            last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+        rollout_buffer.compute_returns_and_advantage(last_values, dones, self.temperature)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _bootstrap_timeouts(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """
+        Add the value of what would have followed where an episode was cut off, see SB3's GitHub issue #633.
+
+        :param rewards: rewards, changed in place
+        :param dones: whether an episode ended
+        :param infos: what else the environments say
+        """
+        for index in np.flatnonzero(dones):
+            terminal_obs = infos[index].get("terminal_observation")
+            if terminal_obs is not None and infos[index].get("TimeLimit.truncated", False):
+                with th.no_grad():
+                    terminal_value = self.policy.predict_values(self.policy.obs_to_tensor(terminal_obs)[0])
+                rewards[index] += self.gamma * terminal_value.item()
+
+    def train(self) -> None:
+        """
+        Update policy using the currently gathered rollout buffer.
+
+        :raises ValueError: if the loss is NaN or infinite; the policy keeps its last good weights
+        """
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        # Update optimizer learning rate
+        self._update_learning_rate(self.policy.optimizer)
+        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        clip_ranges = self._clip_ranges(clip_range)
+        logs: dict[str, list[th.Tensor]] = {}
+
+        continue_training = True
+        for epoch in range(self.n_epochs):
+            logs.pop("train/approx_kl", None)  # of the last epoch, as in SB3
+            for rollout_data in self.rollout_buffer.get(self.batch_size):
+                loss, info = self._loss(rollout_data, clip_ranges)
+                for key, value in info.items():
+                    logs.setdefault(key, []).append(value.detach())
+                if self.target_kl is not None and info["train/approx_kl"] > 1.5 * self.target_kl:
+                    continue_training = False
+                    if self.verbose >= 1:
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {info['train/approx_kl']:.2f}")
+                    break
+                optimize(self.policy.optimizer, "loss", loss, self.max_grad_norm, **info)
+            self._n_updates += 1
+            if not continue_training:
+                break
+
+        means = th.stack([th.stack(values).mean() for values in logs.values()])
+        for key, mean in zip(logs, means.tolist(), strict=True):
+            self.logger.record(key, mean)
+        buffer = self.rollout_buffer
+        self.logger.record("train/explained_variance", explained_variance(buffer.step_values.flatten(), buffer.step_returns.flatten()))
+        self.logger.record("train/ent_coef", self.temperature)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_range)
+        if self.clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", self.clip_range_vf(self._current_progress_remaining))  # type: ignore[operator]
+        self._log_chains()
+
+    def _clip_ranges(self, clip_range: float) -> th.Tensor:
+        """
+        :param clip_range: clip range of the last denoising step
+        :return: clip range of each step, (K,)
+        """
+        first = clip_range
+        if self.clip_range_first_step is not None:
+            first = self.clip_range_first_step(self._current_progress_remaining)  # type: ignore[operator]
+        return clip_range_by_step(clip_range, first, self.diffusion_steps).to(self.device)
+
+    def _loss(self, data: ChainRolloutBufferSamples, clip_ranges: th.Tensor) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """
+        Clipped surrogate, direct gradient of the KL and value loss, in the mean over denoising steps.
+
+        :param data: minibatch of chains
+        :param clip_ranges: clip range of each step, (K,)
+        :return: loss, a scalar, and what to log
+        """
+        advantages, kl_coef = data.advantages, self.temperature
+        # Normalization does not make sense if mini batchsize == 1, see GH issue #325
+        if self.normalize_advantage and advantages.numel() > 1:
+            std = advantages.std() + 1e-8
+            advantages = (advantages - advantages.mean()) / std
+            kl_coef = kl_coef / std
+        n_drawn = self.denoising_steps_per_update or self.diffusion_steps
+        steps = draw_steps(self.diffusion_steps, n_drawn, advantages.shape[1], advantages.device)  # (M, B)
+        rows, index = th.arange(steps.shape[1], device=steps.device), steps - 1
+        values, log_prob, step_kl = self.policy.evaluate_steps(
+            self.policy.encode(data.observations), data.x[steps, rows], data.x[index, rows], steps
+        )
+        weighted = advantages.gather(0, index) * self.gamma_diffusion**index
+        policy_loss, info = clipped_surrogate_loss(log_prob, data.old_log_prob.gather(0, index), weighted, clip_ranges[index])
+        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+        value_loss = clipped_value_loss(
+            values, data.old_values.gather(0, index), data.returns.gather(0, index), clip_range_vf
+        )
+        entropy_loss = step_kl.mean()
+        loss = policy_loss + kl_coef * entropy_loss + self.vf_coef * value_loss
+        info.update(
+            {
+                "train/policy_gradient_loss": policy_loss,
+                "train/value_loss": value_loss,
+                "train/entropy_loss": entropy_loss,
+                "train/loss": loss,
+            }
+        )
+        return loss, info
+
+    def _log_chains(self) -> None:
+        """Log what the chains of the last rollout say of the policy."""
+        costs = self.rollout_buffer.step_costs.reshape(-1, self.diffusion_steps)
+        x_0 = th.as_tensor(self.rollout_buffer.actions.reshape(len(costs), self.diffusion_steps + 1, -1)[:, 0])
+        terminal = terminal_log_prob(self.policy.schedule, x_0)
+        step_kl = costs.mean(axis=0)
+        step_kl[0] -= terminal.mean().item()
+        for step in sorted({1, (self.diffusion_steps + 1) // 2, self.diffusion_steps}):
+            self.logger.record(f"diffusion/kl_step_{step}", float(step_kl[step - 1]))
+        self.logger.record("diffusion/log_ratio", float(step_kl.sum()))
+        self.logger.record("diffusion/entropy_bound", -float(costs.sum(axis=1).mean()))
+        self.logger.record("diffusion/action_saturation", float((x_0.tanh().abs() > 0.99).float().mean()))
+
+    def learn(
+        self: SelfDiffPPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "DiffPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDiffPPO:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
