@@ -13,6 +13,7 @@ from sb3_diffusion.common.chain import (
     gaussian_log_prob,
     implied_score,
     kernel_kl,
+    kernel_log_prob,
     path_log_ratio,
     path_log_ratio_noising,
     sample_chain,
@@ -218,3 +219,18 @@ def test_deterministic_chain_follows_the_means():
 def test_noise_of_the_wrong_shape(shape):
     with pytest.raises(ValueError, match=r"a chain of 3 steps needs \(4, batch, action\)"):
         sample_chain(some_control, NoiseSchedule(3), th.randn(shape))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_kernel_log_prob(name):
+    schedule = NoiseSchedule(4, name, prior_std=1.3)
+    x, x_prev, steps = th.randn(6, 3), th.randn(6, 3), th.tensor([1, 2, 3, 4, 1, 2])
+    u, rho = some_control(x, steps[:, None])
+    mean, std = denoising_kernel(schedule, u, rho, x, steps)
+    expected = th.distributions.Normal(mean, std).log_prob(x_prev).sum(dim=-1)
+    th.testing.assert_close(kernel_log_prob(schedule, u, rho, x, x_prev, steps), expected, rtol=1e-4, atol=1e-4)
+    # Of a sampled step it is the log-ratio and the reference kernel's density
+    noise = th.randn(6, 3)
+    x_prev, log_ratio = denoising_step(schedule, u, rho, x, noise, steps)
+    reference = gaussian_log_prob(x_prev, *denoising_kernel(schedule, 0 * u, 0 * u, x, steps))
+    th.testing.assert_close(kernel_log_prob(schedule, u, rho, x, x_prev, steps), log_ratio + reference, rtol=1e-4, atol=1e-4)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/quickstart.md", "docs/diffsac.md"]
+PAGES = ["README.md", "docs/quickstart.md", "docs/diffsac.md", "docs/diffppo.md"]
 
 
 def python_blocks(page):
@@ -27,7 +28,16 @@ def few_steps(monkeypatch, tmp_path):
             self.save_replay_buffer("checkpoints/rl_model_replay_buffer_50000_steps")
         return self
 
+    setup_model = OnPolicyAlgorithm._setup_model
+
+    def setup_small_model(self):
+        self.n_steps = min(self.n_steps, 32)
+        setup_model(self)
+
+    learn_on_policy = OnPolicyAlgorithm.learn
     monkeypatch.setattr(OffPolicyAlgorithm, "learn", learn_a_little)
+    monkeypatch.setattr(OnPolicyAlgorithm, "_setup_model", setup_small_model)
+    monkeypatch.setattr(OnPolicyAlgorithm, "learn", lambda self, *_, **__: learn_on_policy(self, 110))
     monkeypatch.chdir(tmp_path)
 
 
@@ -45,6 +55,7 @@ def test_python_blocks_run(page, few_steps):
 def test_there_is_something_to_run():
     assert len(python_blocks("README.md")) >= 1
     assert len(python_blocks("docs/quickstart.md")) >= 4
+    assert len(python_blocks("docs/diffppo.md")) >= 3
 
 
 def test_commands_and_files_exist():

@@ -31,8 +31,9 @@ class SlowPolicy(DiffusionActorCriticPolicy):
 
 
 class FastPolicy(DiffusionActorCriticPolicy):
-    def sample_chains(self, obs):
-        return super().sample_chains(obs, th.stack([keyed_noise(obs, k) for k in range(self.schedule.diffusion_steps + 1)]))
+    def forward(self, obs):
+        noise = th.stack([keyed_noise(obs, k) for k in range(self.schedule.diffusion_steps + 1)])
+        return super().forward(obs, noise=noise)
 
     def predict_values(self, obs):
         return super().predict_values(obs, keyed_noise(obs, self.schedule.diffusion_steps))
@@ -65,7 +66,7 @@ def make_models(env, diffusion_steps, form, noise_schedule="linear", **kwargs):
     chain = dict(noise_schedule=noise_schedule, prior_std=1.3)
     plain = [lambda: Monitor(gym.make(**env))] * N_ENVS
     if form == "gym":
-        slow_env = DummyVecEnv([lambda: KeyedWrapper(make(), diffusion_steps, prior_std=1.3) for make in plain])
+        slow_env = DummyVecEnv([lambda: KeyedWrapper(plain[0](), diffusion_steps, prior_std=1.3)] * N_ENVS)
     else:
         slow_env = KeyedVecWrapper(DummyVecEnv(plain), diffusion_steps, prior_std=1.3)
     slow_kwargs = dict(n_steps=N_STEPS * diffusion_steps, batch_size=N_STEPS * N_ENVS * diffusion_steps)
@@ -142,7 +143,7 @@ def test_same_loss_with_a_temperature_in_the_loss(normalize_advantage, clip_rang
 def test_slow_policy_acts_like_the_fast_one(diffusion_steps):
     slow, fast = make_models(ENVS[0], diffusion_steps, "vec")
     obs = slow.env.reset()
-    fast_actions = fast.policy.sample_chains(obs_as_tensor(obs[OBSERVATION_KEY], "cpu"))[0].action.detach()
+    fast_actions = fast.policy(obs_as_tensor(obs[OBSERVATION_KEY], "cpu"))[0][0].tanh().detach()
     for _ in range(diffusion_steps):
         with th.no_grad():
             latent, _, _ = slow.policy(obs_as_tensor(obs, "cpu"))

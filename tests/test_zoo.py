@@ -18,7 +18,7 @@ from rl_zoo3.utils import ALGOS
 
 import sb3_diffusion
 import sb3_diffusion_zoo_hook
-from sb3_diffusion import DiffSAC
+from sb3_diffusion import DiffPPO, DiffSAC
 from sb3_diffusion.zoo import ALGORITHMS, hyperparams_path, register
 
 ROOT = Path(sb3_diffusion.__file__).parent.parent
@@ -48,11 +48,11 @@ def test_registered_in_this_process():
     assert sys.meta_path.count(sb3_diffusion_zoo_hook.ZooFinder) == 1
 
 
-@pytest.mark.parametrize("name", ["diffsac", "baselines/sac", "baselines/tqc", "baselines/ppo"])
+@pytest.mark.parametrize("name", ["diffsac", "diffppo", "baselines/sac", "baselines/tqc", "baselines/ppo"])
 def test_hyperparameters(name):
     blocks = load(name)
     algorithm = ALGOS[name.split("/")[-1]]
-    known = set(inspect.signature(algorithm).parameters) | {"n_timesteps", "normalize", "noise_type", "noise_std"}
+    known = set(inspect.signature(algorithm).parameters) | {"n_timesteps", "n_envs", "normalize", "noise_type", "noise_std"}
     for env_id, block in blocks.items():
         assert set(block) <= known
         assert float(block["n_timesteps"]) > 0
@@ -61,10 +61,8 @@ def test_hyperparameters(name):
     mujoco = {name for name in gym.registry if "envs.mujoco" in str(gym.spec(name).entry_point)}
     v5 = {name for name in mujoco if name.endswith("-v5")}
     assert v5 <= set(blocks)
-    if name == "diffsac":
-        assert {"default", "Pendulum-v1", "MountainCarContinuous-v0", "LunarLanderContinuous-v3", "BipedalWalker-v3"} <= set(
-            blocks
-        )
+    if name in ALGORITHMS:
+        assert {"default", "Pendulum-v1", "LunarLanderContinuous-v3", "BipedalWalker-v3"} <= set(blocks)
         for env_id in v5:
             assert blocks[env_id] == blocks.get(env_id.replace("-v5", "-v4"))
 
@@ -99,6 +97,20 @@ def test_sampler_and_converter_agree():
     assert temperatures == {True, False}
 
 
+def test_sampler_of_diffppo():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    annealed = set()
+    for _ in range(20):
+        trial = study.ask()
+        kwargs = HYPERPARAMS_SAMPLER["diffppo"](trial, 1, 1, NO_HER)
+        assert kwargs == HYPERPARAMS_CONVERTER["diffppo"](trial.params)
+        kwargs["policy_kwargs"]["net_arch"] = [8]
+        model = DiffPPO("MlpPolicy", "Pendulum-v1", **kwargs)
+        annealed.add(model.ent_coef_schedule(0.0) == 0)
+        assert model.ent_coef_schedule(1.0) == pytest.approx(trial.params["ent_coef"])
+    assert annealed == {True, False}
+
+
 def test_sampler_with_hindsight_experience_replay():
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
     kwargs = HYPERPARAMS_SAMPLER["diffsac"](trial, 1, 1, {"using_her_replay_buffer": True, "her_kwargs": {}})
@@ -123,6 +135,18 @@ def test_nan_prunes_the_trial(tmp_path):
             manager.objective(optuna.create_study().ask())
     finally:
         del gym.registry["NanPendulum-v0"]
+
+
+def test_diffppo_trains_acts_and_is_tuned(tmp_path):
+    small = ["-params", "n_steps:32", "batch_size:32", "ent_coef:'lin_0.1'", "policy_kwargs:dict(net_arch=[8])", "n_envs:1"]
+    command = ["--algo", "diffppo", "--env", "InvertedPendulum-v5"]
+    train = ["-m", "rl_zoo3.train", *command, "-n", "64", "--eval-freq", "-1"]
+    python(*train, *small, folder=tmp_path)
+    python("-m", "rl_zoo3.enjoy", *command, "-f", "logs", "--no-render", "-n", "10", folder=tmp_path)
+    optimize = ["-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
+    python(*train, *optimize, "--storage", "sqlite:///study.db", "--study-name", "s", "-f", "tuning", folder=tmp_path)
+    trials = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="s").trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
 
 
 def test_train_enjoy_and_go_on(tmp_path):

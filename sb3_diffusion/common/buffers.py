@@ -73,9 +73,9 @@ def chain_gae(
 class ChainRolloutBuffer(RolloutBuffer):
     """
     Rollout buffer whose transitions are denoising chains: ``actions`` holds ``x_0 .. x_K``, and ``step_values``,
-    ``step_log_probs``, ``step_costs``, ``step_advantages`` and ``step_returns`` one number for each denoising step,
-    (n_steps, n_envs, K). ``values``, ``advantages`` and ``returns`` are those of the whole transition, that is of its first
-    denoising step, and ``log_probs`` the sum over its steps.
+    ``step_log_probs``, ``step_costs`` (what the temperature multiplies, in nats), ``step_advantages`` and ``step_returns``
+    one number for each denoising step, (n_steps, n_envs, K). ``values``, ``advantages`` and ``returns`` are those of the
+    whole transition, that is of its first denoising step, and ``log_probs`` the sum over its steps.
 
     :param buffer_size: Max number of element in the buffer
     :param observation_space: Observation space
@@ -117,7 +117,6 @@ class ChainRolloutBuffer(RolloutBuffer):
         episode_start: np.ndarray,
         values: th.Tensor,
         log_prob: th.Tensor,
-        costs: th.Tensor,
     ) -> None:
         """
         :param obs: observations
@@ -126,17 +125,29 @@ class ChainRolloutBuffer(RolloutBuffer):
         :param episode_start: whether an episode starts here, (N,)
         :param values: ``V(s, x_k, k)``, (K, N)
         :param log_prob: ``log q(x_{k-1} | x_k, s)``, (K, N)
-        :param costs: what the temperature multiplies, in nats, (K, N)
         """
-        for name, steps in (("step_values", values), ("step_log_probs", log_prob), ("step_costs", costs)):
+        for name, steps in (("step_values", values), ("step_log_probs", log_prob)):
             getattr(self, name)[self.pos] = steps.T.cpu().numpy()
         chains = x.transpose(0, 1).cpu().numpy()
         super().add(obs, chains, reward, episode_start, values[-1], log_prob.sum(dim=0))  # type: ignore[arg-type]
 
+    def chains(self, steps: slice) -> tuple[PyTorchObs, th.Tensor]:
+        """
+        :param steps: steps of the environments
+        :return: observations, (B, ...), and ``x_0 .. x_K``, (K+1, B, d), before they are shuffled
+        """
+
+        def flat(array: np.ndarray) -> th.Tensor:
+            return self.to_torch(array[steps].reshape(-1, *array.shape[2:]))
+
+        obs: Any = self.observations
+        obs = {key: flat(value) for key, value in obs.items()} if isinstance(obs, dict) else flat(obs)
+        x = flat(self.actions)
+        return obs, x.reshape(len(x), self.diffusion_steps + 1, -1).transpose(0, 1)
+
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray, ent_coef: float = 0.0) -> None:
         """
-        Advantages of all denoising steps, with soft rewards: each step costs ``ent_coef`` times its KL to the reference
-        kernel, and the last one the end's share of the bound, too.
+        Advantages of all denoising steps, with soft rewards: each step costs ``ent_coef`` times its ``step_costs``.
 
         :param last_values: ``V(s, x_K, K)`` after the last step, one for each environment
         :param dones: whether the last step ended an episode, one for each environment
@@ -172,7 +183,7 @@ class ChainRolloutBuffer(RolloutBuffer):
         )
 
 
-class DictChainRolloutBuffer(ChainRolloutBuffer, DictRolloutBuffer):
+class DictChainRolloutBuffer(ChainRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
     """
     :class:`ChainRolloutBuffer` for ``Dict`` observations.
 

@@ -159,7 +159,7 @@ def kernel_log_prob(
     """
     std = at_step(schedule.std, step)
     increment = (x_prev - at_step(schedule.mean_coef, step) * x) / std  # in standard deviations of the reference kernel
-    return (gaussian_log_prob((increment - u) * th.exp(-rho), 0.0, 1.0) - (rho + th.log(std)).sum(dim=-1))
+    return gaussian_log_prob((increment - u) * th.exp(-rho), 0.0, 1.0) - (rho + th.log(std)).sum(dim=-1)
 
 
 def implied_score(schedule: NoiseSchedule, u: th.Tensor, x: th.Tensor, step: Step) -> th.Tensor:

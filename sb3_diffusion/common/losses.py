@@ -122,7 +122,7 @@ def returns_along_chain(log_ratio: th.Tensor, value: th.Tensor, ent_coef: th.Ten
 
 
 def clipped_surrogate_loss(
-    log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor, clip_range: th.Tensor | float
+    log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor, clip_range: th.Tensor
 ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
     """
     PPO's clipped surrogate (arXiv 1707.06347, equation 7) of one-step kernels.
@@ -130,7 +130,7 @@ def clipped_surrogate_loss(
     :param log_prob: log-density of each step under the current policy, (...)
     :param old_log_prob: the same under the policy of the rollout, (...)
     :param advantages: advantages, (...)
-    :param clip_range: bound of the ratio's distance from 1, one for all or one for each step, (...)
+    :param clip_range: bound of the ratio's distance from 1, a scalar or one for each step, (...)
     :return: loss, a scalar, and what to log: the share of ratios beyond the range, and Schulman's estimate of the KL
         between the two policies
     """

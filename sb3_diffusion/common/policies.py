@@ -566,7 +566,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     :param log_std_init: of a Gaussian policy, not used
     :param full_std: of gSDE, not used
     :param use_expln: of gSDE, not used
-    :param squash_output: not used, actions are always squashed
+    :param squash_output: of gSDE, must be False; actions are always squashed
     :param features_extractor_class: features extractor to use; if None, ``FlattenExtractor``, and on an augmented
         observation ``NatureCNN`` or ``CombinedExtractor`` where the environment's is an image or a ``Dict``
     :param features_extractor_kwargs: keyword arguments of the features extractor
@@ -581,7 +581,9 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
     :param denoiser_activation_fn: activation of the heads
     :param state_value: make the value function one of the state alone, as in DPPO (arXiv 2409.00588)
-    :raises ValueError: for gSDE, actions that are not a bounded ``Box``, or a chain that cannot be built or is not the wrapper's
+    :param whole_chain: :meth:`forward` runs all denoising steps; :class:`.DiffPPO` says so
+    :raises ValueError: for gSDE, actions that are not a bounded ``Box``, or a chain that cannot be built or is not the
+        wrapper's
     """
 
     score_network: ScoreNetwork
@@ -610,8 +612,9 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         noise_schedule: str = "cosine",
         prior_std: float | None = None,
         learn_std: bool = True,
-        denoiser_activation_fn: type[nn.Module] = nn.SiLU,
+        denoiser_activation_fn: type[nn.Module] = nn.Tanh,
         state_value: bool = False,
+        whole_chain: bool = False,
     ):
         check_no_sde(use_sde)
         check_action_space(action_space)
@@ -630,6 +633,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             learn_std=learn_std,
             denoiser_activation_fn=denoiser_activation_fn,
             state_value=state_value,
+            whole_chain=whole_chain,
         )
         super().__init__(
             observation_space,
@@ -642,7 +646,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             log_std_init,
             full_std,
             use_expln,
-            False,
+            squash_output,
             features_extractor_class,
             features_extractor_kwargs,
             share_features_extractor,
@@ -688,16 +692,18 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             denoiser_activation_fn=chain["denoiser_activation_fn"],
         )
         dims, n_steps = self.mlp_extractor, self.schedule.diffusion_steps
-        self.score_network = ScoreNetwork(dims.latent_dim_pi, self.action_dim, n_steps, learn_std=chain["learn_std"], **heads)
+        # PPO bounds each update by its clip range, and takes few of them: here a smaller control would only learn more slowly
+        self.score_network = ScoreNetwork(
+            dims.latent_dim_pi, self.action_dim, n_steps, learn_std=chain["learn_std"], control_scale=1.0, **heads
+        )
         self.value_net = DenoisingNetwork(dims.latent_dim_vf, self.action_dim, 1, n_steps, **heads)
         if self.ortho_init:
             extractors = {self.features_extractor, self.pi_features_extractor, self.vf_features_extractor}
-            for module in (*extractors, self.mlp_extractor):
+            for module in (*extractors, self.mlp_extractor, self.score_network, self.value_net):
                 module.apply(partial(self.init_weights, gain=np.sqrt(2)))
-            # A policy that starts as the prior
-            for network, gain in ((self.score_network, 0.01), (self.value_net, 1.0)):
-                network.apply(partial(self.init_weights, gain=1.0))
-                self.init_weights(network.head[-1], gain)
+            # The policy starts as the prior
+            self.init_weights(self.score_network.head[-1], gain=0.01)
+            self.init_weights(self.value_net.head[-1], gain=1)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -744,19 +750,22 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             x, step = th.zeros_like(x), self.schedule.diffusion_steps
         return self.value_net(value_context, x, step).squeeze(-1)
 
-    def sample_chains(self, obs: PyTorchObs, noise: th.Tensor | None = None) -> tuple[Chain, th.Tensor, th.Tensor, th.Tensor]:
-        """
-        Whole chains at plain observations, and what :meth:`evaluate_steps` says of their steps.
-
-        :param obs: observations
-        :param noise: standard normal noises, (K+1, B, d); drawn if None
-        :return: the chains, ``V(s, x_k, k)``, ``log q(x_{k-1} | x_k, s)`` and ``KL_k``, each (K, B), index ``k - 1``
-            belonging to step ``k``
-        """
+    def _forward_chain(
+        self, obs: PyTorchObs, deterministic: bool, noise: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         contexts = self.encode(obs)
+        if noise is None:
+            noise = draw_noise(self.schedule, len(contexts[0]), self.action_dim, deterministic)
         chain = self.sample(contexts[0], noise)
-        steps = self.schedule.steps[1:, None].expand(chain.log_ratio.shape)
-        return chain, *self.evaluate_steps(contexts, chain.x[1:], chain.x[:-1], steps)
+        values, log_prob, _ = self.evaluate_steps(contexts, chain.x[1:], chain.x[:-1], self.all_steps(len(contexts[0])))
+        return chain.x, values, log_prob
+
+    def all_steps(self, batch_size: int) -> th.Tensor:
+        """
+        :param batch_size: number of chains B
+        :return: ``k = 1 .. K`` of each chain, (K, B)
+        """
+        return self.schedule.steps[1:, None].expand(-1, batch_size)
 
     def _split(self, obs: PyTorchObs) -> tuple[tuple[th.Tensor, th.Tensor], th.Tensor, th.Tensor]:
         """
@@ -780,18 +789,22 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         x_prev, _ = denoising_step(self.schedule, *self.control_fn(context)(x, step), x, noise, step)
         return x_prev
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, obs: PyTorchObs, deterministic: bool = False, noise: th.Tensor | None = None
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
-        One denoising step of the augmented MDP.
+        One denoising step of the augmented MDP, or with ``whole_chain`` all of them. Index ``k - 1`` of a dimension K belongs
+        to step ``k``.
 
-        :param obs: augmented observations
-        :param deterministic: take the kernel's mean
-        :param noise: standard normal noise, (B, d); drawn if None
-        :return: ``x_{k-1}``, (B, *shape), ``V(s, x_k, k)``, (B, 1), and ``log q(x_{k-1} | x_k, s)``, (B,)
+        :param obs: observations, augmented unless ``whole_chain``
+        :param deterministic: take the kernels' means
+        :param noise: standard normal noise, (B, d), with ``whole_chain`` (K+1, B, d); drawn if None
+        :return: ``x_{k-1}``, (B, *shape), ``V(s, x_k, k)``, (B, 1), and ``log q(x_{k-1} | x_k, s)``, (B,); with
+            ``whole_chain`` ``x_0 .. x_K``, (K+1, B, d), and values and log-densities of all steps, each (K, B)
         :raises ValueError: if the observation space is not augmented
         """
+        if self.chain_kwargs["whole_chain"]:
+            return self._forward_chain(obs, deterministic, noise)
         contexts, x, step = self._split(obs)
         x_prev = self._sample_step(contexts[0], x, step, deterministic, noise)
         values, log_prob, _ = self.evaluate_steps(contexts, x, x_prev, step)
@@ -855,23 +868,51 @@ class DiffusionActorCriticCnnPolicy(DiffusionActorCriticPolicy):
     """
     :class:`DiffusionActorCriticPolicy` for images.
 
-    :param args: positional arguments of :class:`DiffusionActorCriticPolicy`
+    :param observation_space: observation space
+    :param action_space: action space, a bounded ``Box``
+    :param lr_schedule: learning rate schedule
+    :param net_arch: widths of the hidden layers
     :param features_extractor_class: features extractor to use, SB3's ``NatureCNN``
     :param kwargs: the other arguments of :class:`DiffusionActorCriticPolicy`
     """
 
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        *,
+        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            observation_space, action_space, lr_schedule, net_arch, features_extractor_class=features_extractor_class, **kwargs
+        )
 
 
 class DiffusionActorCriticMultiInputPolicy(DiffusionActorCriticPolicy):
     """
     :class:`DiffusionActorCriticPolicy` for ``Dict`` observations.
 
-    :param args: positional arguments of :class:`DiffusionActorCriticPolicy`
+    :param observation_space: observation space
+    :param action_space: action space, a bounded ``Box``
+    :param lr_schedule: learning rate schedule
+    :param net_arch: widths of the hidden layers
     :param features_extractor_class: features extractor to use, SB3's ``CombinedExtractor``
     :param kwargs: the other arguments of :class:`DiffusionActorCriticPolicy`
     """
 
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        *,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            observation_space, action_space, lr_schedule, net_arch, features_extractor_class=features_extractor_class, **kwargs
+        )

@@ -108,6 +108,8 @@ class ScoreNetwork(DenoisingNetwork):
     :param activation_fn: activation of the encoder
     :param denoiser_activation_fn: activation of the head
     :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
+    :param control_scale: factor on the control; ``K^-0.5`` if None, since what one step has to add shrinks with their
+        number, and so does what one step of the optimizer may add
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class ScoreNetwork(DenoisingNetwork):
         activation_fn: type[nn.Module] = nn.ReLU,
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
         learn_std: bool = True,
+        control_scale: float | None = None,
     ):
         super().__init__(
             features_dim,
@@ -135,8 +138,7 @@ class ScoreNetwork(DenoisingNetwork):
         )
         self.learn_std = learn_std
         self.action_dim = action_dim
-        # What one step has to add shrinks with their number; so does what one step of the optimizer may add
-        self.control_scale = diffusion_steps**-0.5
+        self.control_scale = diffusion_steps**-0.5 if control_scale is None else control_scale
 
     def control(self, context: th.Tensor, x: th.Tensor, step: int | th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """

@@ -24,13 +24,14 @@ class TemperatureSchedule:
 
     def __init__(self, ent_coef: float | str | Schedule):
         self.ent_coef = ent_coef
+        ends: list[str]
         self.shape, self.start, self.end = "lin", 0.0, 0.0
         if callable(ent_coef):
             return
         try:
             if isinstance(ent_coef, str) and ent_coef.partition("_")[0] in SHAPES:
                 self.shape, *ends = ent_coef.split("_")
-                self.start, self.end = map(float, ends if len(ends) == 2 else [*ends, 0.0])
+                self.start, self.end = map(float, ends if len(ends) == 2 else [*ends, "0"])
             else:
                 self.start = self.end = float(ent_coef)
         except (TypeError, ValueError):
@@ -38,8 +39,8 @@ class TemperatureSchedule:
         lowest = min(self.start, self.end)
         if not all(map(math.isfinite, (self.start, self.end))) or lowest < 0 or (self.shape == "exp" and lowest == 0):
             raise ValueError(
-                f"ent_coef={ent_coef!r}: choose a number of at least 0, a function of the remaining progress, or a schedule like "
-                "'lin_0.05', 'cos_0.05_0.001' or 'exp_0.05_0.001' (start and end, for 'exp' both positive)"
+                f"ent_coef={ent_coef!r}: choose a number of at least 0, a function of the remaining progress, or a schedule "
+                "like 'lin_0.05', 'cos_0.05_0.001' or 'exp_0.05_0.001' (start and end, for 'exp' both positive)"
             )
 
     def __call__(self, progress_remaining: float) -> float:

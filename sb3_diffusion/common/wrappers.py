@@ -6,14 +6,13 @@ Stock algorithms can train a diffusion policy there, one call of ``step`` for ea
 the same steps inside the policy, which is much faster.
 """
 
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.env_util import is_wrapped
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
@@ -30,8 +29,7 @@ NumpyObs = np.ndarray | dict[str, np.ndarray]
 
 class FlatAugmentedSpace(spaces.Box):
     """
-    ``(s, x_k, k)`` in one array. The type tells a diffusion policy what the last entries are; normalisation of the whole
-    array would spoil them, and what ``VecNormalize`` makes of this space is a plain ``Box``, which the policy refuses.
+    ``(s, x_k, k)`` in one array. The type tells a diffusion policy what the last entries are.
 
     :param low: lower bounds
     :param high: upper bounds
@@ -54,7 +52,12 @@ class AugmentedMDP:
     """
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, diffusion_steps: int, prior_std: float, flatten: bool
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        diffusion_steps: int,
+        prior_std: float,
+        flatten: bool,
     ):
         check_action_space(action_space)
         check_integer("diffusion_steps", diffusion_steps, "the number of denoising steps")
@@ -67,7 +70,9 @@ class AugmentedMDP:
         self.action_dim = int(np.prod(action_space.shape))
         bound = LATENT_BOUND * self.prior_std
         self.action_space = spaces.Box(-bound, bound, action_space.shape, dtype=np.float32)
-        named = dict(observation_space) if isinstance(observation_space, spaces.Dict) else {OBSERVATION_KEY: observation_space}
+        named: dict[str, spaces.Space] = {OBSERVATION_KEY: observation_space}
+        if isinstance(observation_space, spaces.Dict):
+            named = dict(observation_space)
         if clash := {LATENT_KEY, STEP_KEY} & named.keys():
             raise ValueError(f"the environment's observation has the keys {sorted(clash)} already: is it wrapped twice?")
         added = {
@@ -109,9 +114,9 @@ class AugmentedMDP:
         :return: observation of the augmented MDP
         """
         if self.flatten:
-            flat = spaces.flatten(self.env_observation_space, obs)
+            flat = np.asarray(spaces.flatten(self.env_observation_space, obs))
             return np.concatenate((flat, latent, [step])).astype(np.float32)
-        named = dict(obs) if isinstance(self.env_observation_space, spaces.Dict) else {OBSERVATION_KEY: obs}
+        named = deepcopy(obs if isinstance(self.env_observation_space, spaces.Dict) else {OBSERVATION_KEY: obs})
         return {**named, LATENT_KEY: latent, STEP_KEY: np.int64(step)}
 
     def batch_observation(self, obs: VecEnvObs, latents: np.ndarray, step: int) -> NumpyObs:
@@ -122,9 +127,12 @@ class AugmentedMDP:
         :return: observations of the augmented MDP
         """
         if self.flatten:
-            rows = [{key: value[i] for key, value in obs.items()} if isinstance(obs, dict) else obs[i] for i in range(len(latents))]
-            return np.stack([self.observation(row, latent, step) for row, latent in zip(rows, latents, strict=True)])
-        named = dict(obs) if isinstance(obs, dict) else {OBSERVATION_KEY: np.asarray(obs)}
+            rows = [
+                {key: value[i] for key, value in obs.items()} if isinstance(obs, dict) else obs[i] for i in range(len(latents))
+            ]
+            flat = [np.asarray(self.observation(row, latent, step)) for row, latent in zip(rows, latents, strict=True)]
+            return np.stack(flat)
+        named = deepcopy(obs if isinstance(obs, dict) else {OBSERVATION_KEY: np.asarray(obs)})
         return {**named, LATENT_KEY: latents, STEP_KEY: np.full(len(latents), step)}
 
     def env_action(self, latent: np.ndarray) -> np.ndarray:
@@ -157,8 +165,8 @@ class AugmentedSpace(NamedTuple):
         :return: what it tells, None if it is not augmented
         """
         if isinstance(space, FlatAugmentedSpace):
-            inner = spaces.Box(space.low[: -action_dim - 1], space.high[: -action_dim - 1], dtype=np.float32)
-            return AugmentedSpace(inner, round(float(space.high[-1])), float(space.high[-2]) / LATENT_BOUND)
+            flat = spaces.Box(space.low[: -action_dim - 1], space.high[: -action_dim - 1], dtype=np.float32)
+            return AugmentedSpace(flat, round(float(space.high[-1])), float(space.high[-2]) / LATENT_BOUND)
         if isinstance(space, spaces.Dict) and {LATENT_KEY, STEP_KEY} <= space.keys():
             latent, step = space[LATENT_KEY], space[STEP_KEY]
             if not isinstance(latent, spaces.Box) or not isinstance(step, spaces.Discrete) or latent.shape != (action_dim,):
@@ -176,9 +184,16 @@ class AugmentedSpace(NamedTuple):
         :param obs: augmented observations
         :param action_dim: dimension d of the action
         :return: observations for the features; ``x_k``, (B, d); ``k``, (B,)
+        :raises ValueError: if the flat form has been normalised
         """
         if not isinstance(obs, dict):
-            return obs[:, : -action_dim - 1], obs[:, -action_dim - 1 : -1], obs[:, -1].round().long()
+            step = obs[:, -1].round()
+            if not ((step == obs[:, -1]) & (step >= 1) & (step <= self.diffusion_steps)).all():
+                raise ValueError(
+                    f"denoising steps {obs[:, -1].unique().tolist()} are not between 1 and {self.diffusion_steps}: normalise "
+                    "the observations before DiffusionMDPWrapper, or use flatten=False and norm_obs_keys"
+                )
+            return obs[:, : -action_dim - 1], obs[:, -action_dim - 1 : -1], step.long()
         named = {key: value for key, value in obs.items() if key not in (LATENT_KEY, STEP_KEY)}
         inner = named if isinstance(self.inner, spaces.Dict) else named[OBSERVATION_KEY]
         return inner, obs[LATENT_KEY].float(), obs[STEP_KEY].long().reshape(-1)
@@ -186,13 +201,33 @@ class AugmentedSpace(NamedTuple):
 
 class EpisodeInfo(dict[str, Any]):
     """
-    ``info`` of the end of an episode whose record is the environment's own: a ``Monitor`` around the augmented MDP counts
-    denoising steps, and must not replace it.
+    ``info`` of the end of an episode. A ``Monitor`` around the augmented MDP counts denoising steps; the length that it puts
+    here becomes that of the environment.
     """
 
+    length: int | None = None
+
+    @classmethod
+    def of(cls, info: dict[str, Any], length: int) -> "EpisodeInfo":
+        """
+        :param info: the environment's own
+        :param length: steps of the environment in this episode
+        :return: the same, with the length kept
+        """
+        result = cls(info)
+        result.length = length
+        return result
+
     def __setitem__(self, key: str, value: Any) -> None:
-        if key != "episode":
-            super().__setitem__(key, value)
+        if key == "episode" and self.length is not None:
+            value["l"] = self.length
+        super().__setitem__(key, value)
+
+    def copy(self) -> "EpisodeInfo":
+        """
+        :return: a copy that keeps the length, too, for ``VecMonitor``
+        """
+        return self if self.length is None else self.of(self, self.length)
 
 
 class DiffusionMDPWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -204,8 +239,9 @@ class DiffusionMDPWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
     (``x_k``) and ``denoising_step`` (``k``). To normalise outside of this wrapper give ``VecNormalize`` the
     ``norm_obs_keys`` of the environment's share.
 
-    The environment gets a ``Monitor`` unless it has one, so that lengths of episodes are the environment's. The prior's
-    noise has a random number generator of its own, so that the environment's random numbers do not depend on K.
+    Episodes that a ``Monitor`` reports have the environment's length, on whichever side it is; only the *file* of one
+    outside counts denoising steps. The prior's noise has a random number generator of its own, so that the environment's
+    random numbers do not depend on K.
 
     :param env: environment with a bounded ``Box`` of actions
     :param diffusion_steps: number of denoising steps K
@@ -216,7 +252,7 @@ class DiffusionMDPWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     def __init__(self, env: gym.Env, diffusion_steps: int = 5, prior_std: float = 1.0, flatten: bool = False):
         gym.utils.RecordConstructorArgs.__init__(self, diffusion_steps=diffusion_steps, prior_std=prior_std, flatten=flatten)
-        gym.Wrapper.__init__(self, env if is_wrapped(env, Monitor) else Monitor(env))
+        gym.Wrapper.__init__(self, env)
         self.mdp = AugmentedMDP(env.observation_space, env.action_space, diffusion_steps, prior_std, flatten)
         self.observation_space, self.action_space = self.mdp.observation_space, self.mdp.action_space
         self._rng = np.random.default_rng()
@@ -226,6 +262,7 @@ class DiffusionMDPWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if seed is not None:
             self._rng = np.random.default_rng(seed)
         self._obs, info = self.env.reset(seed=seed, options=options)
+        self._length = 0
         return self._start_chain(), info
 
     def _start_chain(self) -> NumpyObs:
@@ -247,8 +284,9 @@ class DiffusionMDPWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if self._step > 0:
             return self.mdp.observation(self._obs, latent.reshape(-1), self._step), 0.0, False, False, {}
         self._obs, reward, terminated, truncated, info = self.env.step(self.mdp.env_action(latent))
-        if "episode" in info:
-            info = EpisodeInfo(info)
+        self._length += 1
+        if terminated or truncated:
+            info = EpisodeInfo.of(info, self._length)
         return self._start_chain(), float(reward), terminated, truncated, info
 
 
@@ -276,6 +314,7 @@ class VecDiffusionMDPWrapper(VecEnvWrapper):
 
     def reset(self) -> NumpyObs:
         self._obs = self.venv.reset()
+        self._lengths = np.zeros(self.num_envs, dtype=int)
         return self._start_chains()
 
     def _start_chains(self) -> NumpyObs:
@@ -295,11 +334,16 @@ class VecDiffusionMDPWrapper(VecEnvWrapper):
             obs = self.mdp.batch_observation(self._obs, self._latents.reshape(n_envs, -1), self._step)
             return obs, np.zeros(n_envs, dtype=np.float32), np.zeros(n_envs, dtype=bool), [{} for _ in range(n_envs)]
         self._obs, rewards, dones, infos = self.venv.step_wait()
+        self._lengths += 1
+        infos = [
+            EpisodeInfo.of(info, length) if done else info
+            for info, length, done in zip(infos, self._lengths.tolist(), dones, strict=True)
+        ]
+        self._lengths[dones] = 0
         for info in infos:
             if "terminal_observation" in info:
-                latent = self.mdp.draw(self._rng)
                 info["terminal_observation"] = self.mdp.observation(
-                    info["terminal_observation"], latent, self.mdp.diffusion_steps
+                    info["terminal_observation"], self.mdp.draw(self._rng), self.mdp.diffusion_steps
                 )
         return self._start_chains(), rewards, dones, infos
 

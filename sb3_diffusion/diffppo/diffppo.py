@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.ppo.ppo import PPO
 
 from sb3_diffusion.common.buffers import ChainRolloutBuffer, ChainRolloutBufferSamples, DictChainRolloutBuffer
-from sb3_diffusion.common.chain import terminal_log_prob
+from sb3_diffusion.common.chain import kernel_kl, kernel_log_prob, terminal_log_prob
 from sb3_diffusion.common.checks import (
     check_finite_array,
     check_integer,
@@ -32,6 +32,7 @@ SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
 # that grows with the denoising step; the numbers are those of its Gym tasks
 DPPO_KWARGS: dict[str, Any] = dict(
     ent_coef=0.0,
+    gae_lambda_diffusion=1.0,
     gamma_diffusion=0.99,
     clip_range=0.01,
     clip_range_first_step=0.001,
@@ -138,7 +139,7 @@ class DiffPPO(PPO):
         diffusion_steps: int = 5,
         noise_schedule: str = "cosine",
         prior_std: float = 1.0,
-        gae_lambda_diffusion: float = 1.0,
+        gae_lambda_diffusion: float = 0.9,
         denoising_steps_per_update: int | None = None,
         clip_range_first_step: float | Schedule | None = None,
         gamma_diffusion: float = 1.0,
@@ -193,7 +194,7 @@ class DiffPPO(PPO):
         check_no_sde(self.use_sde)
         if self.denoising_steps_per_update is not None:
             check_integer("denoising_steps_per_update", self.denoising_steps_per_update)
-        for name in ("clip_range", "clip_range_vf", "clip_range_first_step", "max_grad_norm", "target_kl"):
+        for name in ("clip_range", "clip_range_first_step", "max_grad_norm", "target_kl"):
             value = getattr(self, name)
             if value is not None and not callable(value):
                 check_positive(name, value)
@@ -207,7 +208,9 @@ class DiffPPO(PPO):
                 "DiffusionActorCriticPolicy"
             )
         if self.rollout_buffer_class is not None and not issubclass(self.rollout_buffer_class, ChainRolloutBuffer):
-            raise ValueError(f"rollout_buffer_class={self.rollout_buffer_class.__name__}: use a subclass of ChainRolloutBuffer")
+            raise ValueError(
+                f"rollout_buffer_class={self.rollout_buffer_class.__name__}: use a subclass of ChainRolloutBuffer"
+            )
 
     def _setup_model(self) -> None:
         self.ent_coef_schedule = TemperatureSchedule(self.ent_coef)
@@ -216,7 +219,12 @@ class DiffPPO(PPO):
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = DictChainRolloutBuffer if is_dict else ChainRolloutBuffer
         # As with use_sde, the algorithm hands the policy and the buffer what they need
-        needed = dict(diffusion_steps=self.diffusion_steps, noise_schedule=self.noise_schedule, prior_std=self.prior_std)
+        needed: dict[str, Any] = dict(
+            diffusion_steps=self.diffusion_steps,
+            noise_schedule=self.noise_schedule,
+            prior_std=self.prior_std,
+            whole_chain=True,
+        )
         given = {name: value for name, value in self.policy_kwargs.items() if name != "use_sde"}
         self.policy_kwargs = merge_policy_kwargs(given, needed)
         buffer_kwargs = self.rollout_buffer_kwargs
@@ -229,6 +237,9 @@ class DiffPPO(PPO):
             raise ValueError("DiffPPO runs the denoising steps itself: give it the environment without a DiffusionMDPWrapper")
         if self.clip_range_first_step is not None:
             self.clip_range_first_step = FloatSchedule(self.clip_range_first_step)
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = MlpPolicy.__name__) -> None:
+        super()._maybe_recommend_cpu(mlp_class_name)
 
     def collect_rollouts(
         self,
@@ -262,9 +273,8 @@ class DiffPPO(PPO):
         for _ in range(n_rollout_steps):
             with th.no_grad():
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                chain, values, log_prob, costs = self.policy.sample_chains(obs_tensor)
-                costs[0] += terminal_log_prob(self.policy.schedule, chain.x[0])
-            actions = chain.action.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+                x, values, log_prob = self.policy(obs_tensor)
+            actions = th.tanh(x[0]).cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
             new_obs, rewards, dones, infos = env.step(self.policy.unscale_action(actions))
             check_transition(rewards, new_obs, infos, self._vec_normalize_env)  # type: ignore[arg-type]
             self.num_timesteps += env.num_envs
@@ -276,23 +286,34 @@ class DiffPPO(PPO):
 
             self._update_info_buffer(infos, dones)
             self._bootstrap_timeouts(rewards, dones, infos)
-            rollout_buffer.add(
-                self._last_obs,  # type: ignore[arg-type]
-                chain.x,
-                rewards,
-                self._last_episode_starts,  # type: ignore[arg-type]
-                values,
-                log_prob,
-                costs,
-            )
+            rollout_buffer.add(self._last_obs, x, rewards, self._last_episode_starts, values, log_prob)  # type: ignore[arg-type]
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
         with th.no_grad():
             last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+        if self.temperature > 0:
+            self._measure_costs(rollout_buffer)
         rollout_buffer.compute_returns_and_advantage(last_values, dones, self.temperature)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _measure_costs(self, rollout_buffer: ChainRolloutBuffer, chunk: int = 64) -> None:
+        """
+        What the temperature multiplies in the soft rewards: the KL of each step to the reference kernel, and at the last one
+        the end's share of the bound.
+
+        :param rollout_buffer: full buffer, whose ``step_costs`` are set
+        :param chunk: steps of the environments in one pass
+        """
+        for start in range(0, rollout_buffer.buffer_size, chunk):
+            obs, x = rollout_buffer.chains(slice(start, start + chunk))
+            with th.no_grad():
+                context, _ = self.policy.encode(obs)
+                costs = kernel_kl(*self.policy.control_fn(context)(x[1:], self.policy.all_steps(len(context))))  # (K, B)
+                costs[0] += terminal_log_prob(self.policy.schedule, x[0])
+            shape = rollout_buffer.step_costs[start : start + chunk].shape
+            rollout_buffer.step_costs[start : start + chunk] = costs.T.cpu().numpy().reshape(shape)
 
     def _bootstrap_timeouts(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """
@@ -344,7 +365,9 @@ class DiffPPO(PPO):
         for key, mean in zip(logs, means.tolist(), strict=True):
             self.logger.record(key, mean)
         buffer = self.rollout_buffer
-        self.logger.record("train/explained_variance", explained_variance(buffer.step_values.flatten(), buffer.step_returns.flatten()))
+        self.logger.record(
+            "train/explained_variance", explained_variance(buffer.step_values.flatten(), buffer.step_returns.flatten())
+        )
         self.logger.record("train/ent_coef", self.temperature)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
@@ -370,7 +393,7 @@ class DiffPPO(PPO):
         :param clip_ranges: clip range of each step, (K,)
         :return: loss, a scalar, and what to log
         """
-        advantages, kl_coef = data.advantages, self.temperature
+        advantages, kl_coef = data.advantages, th.tensor(self.temperature, device=self.device)
         # Normalization does not make sense if mini batchsize == 1, see GH issue #325
         if self.normalize_advantage and advantages.numel() > 1:
             std = advantages.std() + 1e-8
@@ -385,9 +408,7 @@ class DiffPPO(PPO):
         weighted = advantages.gather(0, index) * self.gamma_diffusion**index
         policy_loss, info = clipped_surrogate_loss(log_prob, data.old_log_prob.gather(0, index), weighted, clip_ranges[index])
         clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        value_loss = clipped_value_loss(
-            values, data.old_values.gather(0, index), data.returns.gather(0, index), clip_range_vf
-        )
+        value_loss = clipped_value_loss(values, data.old_values.gather(0, index), data.returns.gather(0, index), clip_range_vf)
         entropy_loss = step_kl.mean()
         loss = policy_loss + kl_coef * entropy_loss + self.vf_coef * value_loss
         info.update(
@@ -402,16 +423,20 @@ class DiffPPO(PPO):
 
     def _log_chains(self) -> None:
         """Log what the chains of the last rollout say of the policy."""
-        costs = self.rollout_buffer.step_costs.reshape(-1, self.diffusion_steps)
-        x_0 = th.as_tensor(self.rollout_buffer.actions.reshape(len(costs), self.diffusion_steps + 1, -1)[:, 0])
-        terminal = terminal_log_prob(self.policy.schedule, x_0)
-        step_kl = costs.mean(axis=0)
-        step_kl[0] -= terminal.mean().item()
+        buffer, schedule = self.rollout_buffer, self.policy.schedule
+        x = th.as_tensor(buffer.actions, device=self.device).reshape(-1, self.diffusion_steps + 1, self.policy.action_dim)
+        x, log_prob = (
+            x.transpose(0, 1),
+            th.as_tensor(buffer.step_log_probs, device=self.device).reshape(-1, self.diffusion_steps).T,
+        )
+        # The reference kernel is the one without control
+        zeros, steps = th.zeros_like(x[1:]), self.policy.all_steps(x.shape[1])
+        log_ratio = (log_prob - kernel_log_prob(schedule, zeros, zeros, x[1:], x[:-1], steps)).mean(dim=1)  # (K,)
         for step in sorted({1, (self.diffusion_steps + 1) // 2, self.diffusion_steps}):
-            self.logger.record(f"diffusion/kl_step_{step}", float(step_kl[step - 1]))
-        self.logger.record("diffusion/log_ratio", float(step_kl.sum()))
-        self.logger.record("diffusion/entropy_bound", -float(costs.sum(axis=1).mean()))
-        self.logger.record("diffusion/action_saturation", float((x_0.tanh().abs() > 0.99).float().mean()))
+            self.logger.record(f"diffusion/kl_step_{step}", log_ratio[step - 1].item())
+        self.logger.record("diffusion/log_ratio", log_ratio.sum().item())
+        self.logger.record("diffusion/entropy_bound", -(log_ratio.sum() + terminal_log_prob(schedule, x[0]).mean()).item())
+        self.logger.record("diffusion/action_saturation", (x[0].tanh().abs() > 0.99).float().mean().item())
 
     def learn(
         self: SelfDiffPPO,

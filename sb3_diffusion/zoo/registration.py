@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ALGORITHMS = ("diffsac",)
+ALGORITHMS = ("diffsac", "diffppo")
 
 
 def hyperparams_path(name: str) -> Path:
@@ -42,14 +42,17 @@ def patch_module(module: ModuleType) -> None:
     :param module: ``rl_zoo3.utils``, ``rl_zoo3.hyperparams_opt`` or ``rl_zoo3.exp_manager``
     """
     if module.__name__ == "rl_zoo3.utils":
+        from sb3_diffusion.diffppo.diffppo import DiffPPO
         from sb3_diffusion.diffsac.diffsac import DiffSAC
 
         module.ALGOS.setdefault("diffsac", DiffSAC)
+        module.ALGOS.setdefault("diffppo", DiffPPO)
     elif module.__name__ == "rl_zoo3.hyperparams_opt":
-        from sb3_diffusion.zoo.hyperparams_opt import convert_diffsac_params, sample_diffsac_params
+        import sb3_diffusion.zoo.hyperparams_opt as hyperparams_opt
 
-        module.HYPERPARAMS_SAMPLER.setdefault("diffsac", sample_diffsac_params)
-        module.HYPERPARAMS_CONVERTER.setdefault("diffsac", convert_diffsac_params)
+        for name in ALGORITHMS:
+            module.HYPERPARAMS_SAMPLER.setdefault(name, getattr(hyperparams_opt, f"sample_{name}_params"))
+            module.HYPERPARAMS_CONVERTER.setdefault(name, getattr(hyperparams_opt, f"convert_{name}_params"))
     elif module.__name__ == "rl_zoo3.exp_manager":
         patch_experiment_manager(module.ExperimentManager)
 
