@@ -112,7 +112,7 @@ def run(task: tuple[str, int, argparse.Namespace]) -> None:
     callback = EvaluationPoints(args.env, args.eval_every, args.eval_episodes)
     make_model(algo, args.env, seed, args).learn(args.steps, callback=callback)
     path.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in vars(args).items() if key not in ("out", "jobs", "seeds", "algos")}
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "jobs", "seeds", "algos", "suffix")}
     path.with_suffix(".tmp").write_text(
         json.dumps({"algo": algo, "seed": seed, "settings": settings, "points": callback.points}, indent=1) + "\n"
     )
@@ -127,7 +127,7 @@ def result_path(algo: str, seed: int, args: argparse.Namespace) -> Path:
     :return: where this run's result stands
     """
     name = algo if algo in ("sac", "ppo") else f"{algo}_K{args.diffusion_steps}"
-    return Path(args.out) / args.env / f"{name}_seed{seed}.json"
+    return Path(args.out) / args.env / f"{name}{args.suffix}_seed{seed}.json"
 
 
 def parse_args() -> argparse.Namespace:
@@ -148,6 +148,7 @@ def parse_args() -> argparse.Namespace:
         "--algos", nargs="+", default=["sac", "diffsac-adjoint", "diffsac-pathwise", "diffsac-diffusion_value"]
     )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--suffix", default="", help="added to the names of the results, to tell settings apart")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
     return parser.parse_args()
 

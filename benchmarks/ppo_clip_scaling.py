@@ -26,7 +26,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 ENV, STEPS = "InvertedPendulum-v5", 16_384
-DIFFUSION_STEPS, CLIP_RANGES, EPOCHS, SEEDS = (1, 5, 20), (0.02, 0.1, 0.2, 0.5), (3, 10), (0, 1)
+DIFFUSION_STEPS, CLIP_RANGES, EPOCHS, SEEDS = (2, 10), (0.02, 0.1, 0.5), (3, 10), (0, 1)
 FOLDER = RESULTS / "ppo_clip_scaling"
 
 

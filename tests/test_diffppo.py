@@ -248,6 +248,13 @@ def test_loss_is_the_soft_objective():
     assert loss.item() == pytest.approx((expected + 0.5 * info["train/value_loss"]).item(), rel=1e-4)
 
 
+def test_horizon_does_not_depend_on_k():
+    for diffusion_steps in (2, 5, 20):
+        gae_lambda_diffusion = make_model(diffusion_steps=diffusion_steps).rollout_buffer.gae_lambda_diffusion
+        assert gae_lambda_diffusion ** (diffusion_steps - 1) == pytest.approx(0.65)
+    assert make_model(gae_lambda_diffusion=0.8).rollout_buffer.gae_lambda_diffusion == 0.8
+
+
 def test_temperature_follows_progress():
     model = make_model(ent_coef="lin_0.2")
     temperatures = []

@@ -76,6 +76,14 @@ def test_baselines_have_the_same_settings(name):
         assert block == {key: expected[key] for key in block}
 
 
+def test_baselines_have_the_settings_of_diffppo():
+    ours = {key: value.default for key, value in inspect.signature(DiffPPO).parameters.items()}
+    for env_id, block in load("baselines/ppo").items():
+        if env_id != "InvertedPendulum-v5":  # solved in less, see there
+            expected = {**ours, **load("diffppo")[env_id]}
+            assert block == {key: expected[key] for key in block}
+
+
 def test_unknown_hyperparameters():
     with pytest.raises(ValueError, match="'nothing': choose one of baselines/ppo"):
         hyperparams_path("nothing")
@@ -99,16 +107,15 @@ def test_sampler_and_converter_agree():
 
 def test_sampler_of_diffppo():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    annealed = set()
+    ends = set()
     for _ in range(20):
         trial = study.ask()
         kwargs = HYPERPARAMS_SAMPLER["diffppo"](trial, 1, 1, NO_HER)
         assert kwargs == HYPERPARAMS_CONVERTER["diffppo"](trial.params)
+        assert len(trial.params) <= 8
         kwargs["policy_kwargs"]["net_arch"] = [8]
-        model = DiffPPO("MlpPolicy", "Pendulum-v1", **kwargs)
-        annealed.add(model.ent_coef_schedule(0.0) == 0)
-        assert model.ent_coef_schedule(1.0) == pytest.approx(trial.params["ent_coef"])
-    assert annealed == {True, False}
+        ends.add(DiffPPO("MlpPolicy", "Pendulum-v1", **kwargs).ent_coef_schedule(0.0))
+    assert ends == {0.0, 0.001, 0.01}
 
 
 def test_sampler_with_hindsight_experience_replay():

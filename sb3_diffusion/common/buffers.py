@@ -74,8 +74,9 @@ class ChainRolloutBuffer(RolloutBuffer):
     """
     Rollout buffer whose transitions are denoising chains: ``actions`` holds ``x_0 .. x_K``, and ``step_values``,
     ``step_log_probs``, ``step_costs`` (what the temperature multiplies, in nats), ``step_advantages`` and ``step_returns``
-    one number for each denoising step, (n_steps, n_envs, K). ``values``, ``advantages`` and ``returns`` are those of the
-    whole transition, that is of its first denoising step, and ``log_probs`` the sum over its steps.
+    one number for each denoising step, (n_steps, n_envs, K). SB3's own arrays hold what they would for PPO: ``values`` those
+    of the first denoising step, ``advantages`` and ``returns`` what follows from them and the environments' rewards, and
+    ``log_probs`` the sum over the steps.
 
     :param buffer_size: Max number of element in the buffer
     :param observation_space: Observation space
@@ -147,7 +148,8 @@ class ChainRolloutBuffer(RolloutBuffer):
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray, ent_coef: float = 0.0) -> None:
         """
-        Advantages of all denoising steps, with soft rewards: each step costs ``ent_coef`` times its ``step_costs``.
+        Advantages of all denoising steps, with soft rewards: each step costs ``ent_coef`` times its ``step_costs``. SB3's
+        arrays get what PPO would compute from the values of the first steps and the environments' rewards.
 
         :param last_values: ``V(s, x_K, K)`` after the last step, one for each environment
         :param dones: whether the last step ended an episode, one for each environment
@@ -165,7 +167,7 @@ class ChainRolloutBuffer(RolloutBuffer):
             self.gae_lambda_diffusion,
         )
         self.step_returns = self.step_advantages + self.step_values
-        self.advantages, self.returns = self.step_advantages[..., -1], self.step_returns[..., -1]
+        super().compute_returns_and_advantage(last_values, dones)
 
     def get(self, batch_size: int | None = None) -> Generator[ChainRolloutBufferSamples, None, None]:  # type: ignore[override]
         if not self.generator_ready:

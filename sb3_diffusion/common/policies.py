@@ -612,7 +612,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         noise_schedule: str = "cosine",
         prior_std: float | None = None,
         learn_std: bool = True,
-        denoiser_activation_fn: type[nn.Module] = nn.Tanh,
+        denoiser_activation_fn: type[nn.Module] = nn.SiLU,
         state_value: bool = False,
         whole_chain: bool = False,
     ):

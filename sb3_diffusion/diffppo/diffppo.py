@@ -26,6 +26,10 @@ from sb3_diffusion.common.losses import clip_range_by_step, clipped_surrogate_lo
 from sb3_diffusion.common.temperature import TemperatureSchedule
 from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
 
+# Lambda over the denoising steps of one chain. With 1 all of them are credited with all that follows, and learn from more
+# noise; see the comparison in docs/benchmarks.md
+CHAIN_GAE_LAMBDA = 0.65
+
 SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
 
 # DPPO (arXiv 2409.00588): no entropy, a value function of the state alone, a discount along the chain, and a clip range
@@ -89,7 +93,8 @@ class DiffPPO(PPO):
     :param diffusion_steps: number of denoising steps K; 1, with the cosine schedule, is a squashed Gaussian policy
     :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
     :param prior_std: standard deviation of the prior of the latent action
-    :param gae_lambda_diffusion: lambda of generalized advantage estimation for a denoising step
+    :param gae_lambda_diffusion: lambda of generalized advantage estimation for a denoising step; ``0.65 ** (1 / (K - 1))``
+        if None, so that the horizon does not depend on K
     :param denoising_steps_per_update: how many denoising steps of each sample an update uses, drawn at random and each
         equally likely, so that the mean over them estimates that over all; all if None
     :param clip_range_first_step: clip range of the first, noisiest step (k = K), from where it grows exponentially to
@@ -139,7 +144,7 @@ class DiffPPO(PPO):
         diffusion_steps: int = 5,
         noise_schedule: str = "cosine",
         prior_std: float = 1.0,
-        gae_lambda_diffusion: float = 0.9,
+        gae_lambda_diffusion: float | None = None,
         denoising_steps_per_update: int | None = None,
         clip_range_first_step: float | Schedule | None = None,
         gamma_diffusion: float = 1.0,
@@ -200,7 +205,7 @@ class DiffPPO(PPO):
                 check_positive(name, value)
         for name in ("gamma", "gae_lambda", "gae_lambda_diffusion", "gamma_diffusion"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value!r}: it must be between 0 and 1")
         if not issubclass(self.policy_class, DiffusionActorCriticPolicy):
             raise ValueError(
@@ -228,8 +233,9 @@ class DiffPPO(PPO):
         given = {name: value for name, value in self.policy_kwargs.items() if name != "use_sde"}
         self.policy_kwargs = merge_policy_kwargs(given, needed)
         buffer_kwargs = self.rollout_buffer_kwargs
-        of_chain = dict(diffusion_steps=self.diffusion_steps, gae_lambda_diffusion=self.gae_lambda_diffusion)
-        self.rollout_buffer_kwargs = {**buffer_kwargs, **of_chain}
+        self.rollout_buffer_kwargs = dict(
+            buffer_kwargs, diffusion_steps=self.diffusion_steps, gae_lambda_diffusion=self._gae_lambda_diffusion()
+        )
         super()._setup_model()
         # What the user gave is what load() compares with
         self.policy_kwargs, self.rollout_buffer_kwargs = given, buffer_kwargs
@@ -237,6 +243,11 @@ class DiffPPO(PPO):
             raise ValueError("DiffPPO runs the denoising steps itself: give it the environment without a DiffusionMDPWrapper")
         if self.clip_range_first_step is not None:
             self.clip_range_first_step = FloatSchedule(self.clip_range_first_step)
+
+    def _gae_lambda_diffusion(self) -> float:
+        if self.gae_lambda_diffusion is not None:
+            return self.gae_lambda_diffusion
+        return CHAIN_GAE_LAMBDA ** (1 / max(self.diffusion_steps - 1, 1))
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = MlpPolicy.__name__) -> None:
         super()._maybe_recommend_cpu(mlp_class_name)

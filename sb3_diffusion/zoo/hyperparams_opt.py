@@ -6,6 +6,9 @@ import optuna
 
 NET_ARCHS = {"small": [64, 64], "medium": [256, 256], "big": [400, 300]}
 
+# Temperature of DiffPPO and how it is annealed, as one choice
+ANNEALING = ["0.0", "0.01", "lin_0.1", "lin_0.01", "cos_0.1", "cos_0.01", "exp_0.1_0.001"]
+
 HER_KWARGS = ("n_sampled_goal", "goal_selection_strategy")
 
 
@@ -70,17 +73,14 @@ def sample_diffppo_params(trial: optuna.Trial, n_actions: int, n_envs: int, addi
     sampled: dict[str, Any] = {
         "diffusion_steps": trial.suggest_categorical("diffusion_steps", [1, 2, 5, 10, 20]),
         "noise_schedule": trial.suggest_categorical("noise_schedule", ["cosine", "linear", "constant"]),
-        # How the temperature falls to zero, and from where
-        "annealing": trial.suggest_categorical("annealing", ["none", "lin", "cos"]),
-        "ent_coef": trial.suggest_float("ent_coef", 1e-5, 0.1, log=True),
-        "n_steps_pow": trial.suggest_int("n_steps_pow", 7, 11),
-        "clip_range": trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3]),
+        "ent_coef": trial.suggest_categorical("ent_coef", ANNEALING),
+        "clip_range": trial.suggest_categorical("clip_range", [0.05, 0.1, 0.2, 0.3]),
+        "n_epochs": trial.suggest_categorical("n_epochs", [3, 5, 10, 20]),
         "learning_rate": trial.suggest_float("learning_rate", 5e-5, 2e-3, log=True),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-3, 0.05, log=True),
         "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCHS)),
     }
     trial.set_user_attr("gamma", 1 - sampled["one_minus_gamma"])
-    trial.set_user_attr("n_steps", 2 ** sampled["n_steps_pow"])
     return convert_diffppo_params(sampled)
 
 
@@ -91,9 +91,5 @@ def convert_diffppo_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
     hyperparams = sampled_params.copy()
     hyperparams["gamma"] = 1 - hyperparams.pop("one_minus_gamma")
-    hyperparams["n_steps"] = 2 ** hyperparams.pop("n_steps_pow")
     hyperparams["policy_kwargs"] = {"net_arch": NET_ARCHS[hyperparams.pop("net_arch")]}
-    annealing = hyperparams.pop("annealing")
-    if annealing != "none":
-        hyperparams["ent_coef"] = f"{annealing}_{hyperparams['ent_coef']}"
     return hyperparams
