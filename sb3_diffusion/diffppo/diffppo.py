@@ -406,7 +406,7 @@ class DiffPPO(PPO):
         """
         advantages, kl_coef = data.advantages, th.tensor(self.temperature, device=self.device)
         # Normalization does not make sense if mini batchsize == 1, see GH issue #325
-        if self.normalize_advantage and advantages.numel() > 1:
+        if self.normalize_advantage and advantages.shape[1] > 1:
             std = advantages.std() + 1e-8
             advantages = (advantages - advantages.mean()) / std
             kl_coef = kl_coef / std
