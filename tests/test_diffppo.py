@@ -361,6 +361,7 @@ def test_actions_that_are_no_box(space):
         (dict(prior_std=0.0), "prior_std=0.0"),
         (dict(ent_coef="auto"), "ent_coef='auto': choose a number"),
         (dict(denoising_steps_per_update=0), "denoising_steps_per_update=0"),
+        (dict(n_epochs=0), "n_epochs=0"),
         (dict(gae_lambda_diffusion=1.5), "gae_lambda_diffusion=1.5: it must be between 0 and 1"),
         (dict(gamma_diffusion=-0.1), "gamma_diffusion=-0.1"),
         (dict(clip_range_first_step=-0.1), "clip_range_first_step=-0.1"),

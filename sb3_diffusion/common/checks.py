@@ -67,18 +67,16 @@ def check_action_space(action_space: Any) -> None:
         raise ValueError(f"action_space={action_space}: a diffusion policy needs a Box with finite bounds, low < high")
 
 
-def merge_policy_kwargs(given: Mapping[str, Any], needed: Mapping[str, Any]) -> dict[str, Any]:
+def merge_policy_kwargs(algorithm: str, given: Mapping[str, Any], needed: Mapping[str, Any]) -> dict[str, Any]:
     """
+    :param algorithm: name of the algorithm, for the error
     :param given: the user's ``policy_kwargs``
     :param needed: what the algorithm hands the policy from its own arguments
     :return: both
     :raises ValueError: if both say something of the same argument
     """
     for name in needed.keys() & given.keys():
-        raise ValueError(
-            f"policy_kwargs[{name!r}]={given[name]!r}: leave it out, the algorithm's own arguments say it "
-            "(diffusion_steps, noise_schedule, prior_std, actor_loss)"
-        )
+        raise ValueError(f"policy_kwargs[{name!r}]={given[name]!r}: leave it out, {algorithm}'s own arguments say it")
     return {**given, **needed}
 
 

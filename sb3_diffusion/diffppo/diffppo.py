@@ -197,8 +197,10 @@ class DiffPPO(PPO):
             f"The algorithm only supports {spaces.Box} as action spaces but {self.action_space} was provided"
         )
         check_no_sde(self.use_sde)
-        if self.denoising_steps_per_update is not None:
-            check_integer("denoising_steps_per_update", self.denoising_steps_per_update)
+        for name in ("n_steps", "batch_size", "n_epochs", "denoising_steps_per_update"):
+            value = getattr(self, name)
+            if value is not None:
+                check_integer(name, value)
         for name in ("clip_range", "clip_range_first_step", "max_grad_norm", "target_kl"):
             value = getattr(self, name)
             if value is not None and not callable(value):
@@ -231,7 +233,7 @@ class DiffPPO(PPO):
             whole_chain=True,
         )
         given = {name: value for name, value in self.policy_kwargs.items() if name != "use_sde"}
-        self.policy_kwargs = merge_policy_kwargs(given, needed)
+        self.policy_kwargs = merge_policy_kwargs(type(self).__name__, given, needed)
         buffer_kwargs = self.rollout_buffer_kwargs
         self.rollout_buffer_kwargs = dict(
             buffer_kwargs, diffusion_steps=self.diffusion_steps, gae_lambda_diffusion=self._gae_lambda_diffusion()

@@ -216,7 +216,7 @@ class DiffSAC(SAC):
         given = {name: value for name, value in self.policy_kwargs.items() if name != "use_sde"}
         automatic, number = parse_auto("target_entropy", self.target_entropy)
         self.target_entropy = "auto" if automatic else number
-        self.policy_kwargs = merge_policy_kwargs(given, needed)
+        self.policy_kwargs = merge_policy_kwargs(type(self).__name__, given, needed)
         super()._setup_model()
         # What the user gave is what load() compares with
         self.policy_kwargs = given
