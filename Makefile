@@ -17,11 +17,12 @@ install: $(VENV)/.installed
 demo: install
 	$(BIN)/python examples/demo.py
 
+# One process a core, one thread each
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 pytest: install
-	$(BIN)/python -m pytest --cov --cov-report=term-missing
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term-missing
 
 format: install
 	$(BIN)/ruff check --select I --fix $(SOURCES)

@@ -799,7 +799,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         :param obs: observations, augmented unless ``whole_chain``
         :param deterministic: take the kernels' means
         :param noise: standard normal noise, (B, d), with ``whole_chain`` (K+1, B, d); drawn if None
-        :return: ``x_{k-1}``, (B, *shape), ``V(s, x_k, k)``, (B, 1), and ``log q(x_{k-1} | x_k, s)``, (B,); with
+        :return: ``x_{k-1}`` in the shape of the action, ``V(s, x_k, k)``, (B, 1), and ``log q(x_{k-1} | x_k, s)``, (B,); with
             ``whole_chain`` ``x_0 .. x_K``, (K+1, B, d), and values and log-densities of all steps, each (K, B)
         :raises ValueError: if the observation space is not augmented
         """
