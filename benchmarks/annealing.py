@@ -97,19 +97,20 @@ def report(figure: Path | None) -> None:
     """
     panels = (("ent_coef", "temperature"), ("entropy_bound", "entropy bound, nats"), ("return", "return"))
     fig, axes = plt.subplots(1, len(panels), figsize=(13, 3.6))
-    shares = (0.25, 0.5, 0.75, 1.0)
-    header = [f"{name} at {int(share * STEPS):,}" for name in ("entropy", "return") for share in shares]
-    print("| annealing | " + " | ".join(header) + " |\n" + "| --- " * (1 + len(header)) + "|")
+    lines = []
     for speed in SPEEDS:
         runs = [json.loads(path_of(speed, seed).read_text())["points"] for seed in SEEDS]
         curves = {key: np.mean([[point[key] for point in run] for run in runs], axis=0) for key in runs[0][0]}
-        rows = [round(share * len(curves["step"])) - 1 for share in shares]
+        rows = [round(share * len(curves["step"])) - 1 for share in (0.25, 0.5, 0.75, 1.0)]
+        header = [f"{name} at {curves['step'][row]:,.0f}" for name in ("entropy", "return") for row in rows]
         cells = [f"{curves['entropy_bound'][row]:.2f}" for row in rows] + [f"{curves['return'][row]:.0f}" for row in rows]
-        print(f"| {speed} | " + " | ".join(cells) + " |")
+        lines.append(" | ".join([speed, *cells]))
         for axis, (key, label) in zip(axes, panels, strict=True):
             axis.plot(curves["step"], curves[key], "o-", markersize=3, label=speed)
             axis.set(xlabel="environment steps", ylabel=label)
             axis.grid(alpha=0.3)
+    for line in (" | ".join(["annealing", *header]), " | ".join(["---"] * (1 + len(header))), *lines):
+        print(f"| {line} |")
     axes[0].set_yscale("symlog", linthresh=END)
     axes[0].legend()
     fig.suptitle(f"DiffPPO on {ENV}, mean of {len(SEEDS)} seeds")
