@@ -166,6 +166,8 @@ def test_seeds():
     first, second = (DiffusionMDPWrapper(pendulum(), K).reset(seed=5)[0] for _ in range(2))
     assert np.array_equal(first["latent_action"], second["latent_action"])
     assert first["latent_action"] != DiffusionMDPWrapper(pendulum(), K).reset(seed=6)[0]["latent_action"]
+    # The prior's noise is not what the environment draws from the same seed
+    assert first["latent_action"] != np.float32(np.random.default_rng(5).normal())
     # The environment's random numbers do not depend on the chain's
     states = []
     for diffusion_steps in (1, 4):

@@ -208,7 +208,7 @@ class EpisodeInfo(dict[str, Any]):
     length: int | None = None
 
     @classmethod
-    def of(cls, info: dict[str, Any], length: int) -> "EpisodeInfo":
+    def of(cls, info: dict[str, Any], length: int | None) -> "EpisodeInfo":
         """
         :param info: the environment's own
         :param length: steps of the environment in this episode
@@ -227,7 +227,15 @@ class EpisodeInfo(dict[str, Any]):
         """
         :return: a copy that keeps the length, too, for ``VecMonitor``
         """
-        return self if self.length is None else self.of(self, self.length)
+        return self.of(self, self.length)
+
+
+def prior_rng(seed: int | None = None) -> np.random.Generator:
+    """
+    :param seed: seed of the environment
+    :return: random numbers for the prior, not those that the environment draws from the same seed
+    """
+    return np.random.default_rng() if seed is None else np.random.default_rng((seed, 1))
 
 
 class DiffusionMDPWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -255,12 +263,12 @@ class DiffusionMDPWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
         gym.Wrapper.__init__(self, env)
         self.mdp = AugmentedMDP(env.observation_space, env.action_space, diffusion_steps, prior_std, flatten)
         self.observation_space, self.action_space = self.mdp.observation_space, self.mdp.action_space
-        self._rng = np.random.default_rng()
+        self._rng = prior_rng()
         self._step: int | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NumpyObs, dict[str, Any]]:
         if seed is not None:
-            self._rng = np.random.default_rng(seed)
+            self._rng = prior_rng(seed)
         self._obs, info = self.env.reset(seed=seed, options=options)
         self._length = 0
         return self._start_chain(), info
@@ -304,12 +312,12 @@ class VecDiffusionMDPWrapper(VecEnvWrapper):
     def __init__(self, venv: VecEnv, diffusion_steps: int = 5, prior_std: float = 1.0, flatten: bool = False):
         self.mdp = AugmentedMDP(venv.observation_space, venv.action_space, diffusion_steps, prior_std, flatten)
         super().__init__(venv, self.mdp.observation_space, self.mdp.action_space)
-        self._rng = np.random.default_rng()
+        self._rng = prior_rng()
         self._step = diffusion_steps
 
     def seed(self, seed: int | None = None) -> Any:
         if seed is not None:
-            self._rng = np.random.default_rng(seed)
+            self._rng = prior_rng(seed)
         return self.venv.seed(seed)
 
     def reset(self) -> NumpyObs:
