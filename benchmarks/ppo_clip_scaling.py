@@ -106,6 +106,8 @@ def report(figure: Path | None) -> None:
                 label=f"K = {diffusion_steps}, {n_epochs} epochs",
             )
             axis.set(xscale="log", xlabel="clip range", ylabel=label)
+            axis.set_xticks(CLIP_RANGES, [str(clip) for clip in CLIP_RANGES])
+            axis.minorticks_off()
             axis.grid(alpha=0.3)
     axes[1].set_yscale("log")
     axes[0].legend(fontsize=7)
