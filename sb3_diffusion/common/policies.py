@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -586,6 +586,8 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         wrapper's
     """
 
+    default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+
     score_network: ScoreNetwork
     value_net: DenoisingNetwork  # type: ignore[assignment]
 
@@ -624,7 +626,9 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         self.augmented = augmented
         self.features_space = observation_space if augmented is None else augmented.inner
         if features_extractor_class is None:
-            features_extractor_class = default_features_extractor(self.features_space) if augmented else FlattenExtractor
+            features_extractor_class = self.default_features_extractor_class
+            if augmented is not None:
+                features_extractor_class = default_features_extractor(self.features_space)
         # SB3's policy builds its networks in its constructor, so what they need is set before
         self.chain_kwargs = dict(
             diffusion_steps=self._from_wrapper("diffusion_steps", diffusion_steps, 5),
@@ -865,54 +869,15 @@ def default_features_extractor(observation_space: spaces.Space) -> type[BaseFeat
 
 
 class DiffusionActorCriticCnnPolicy(DiffusionActorCriticPolicy):
-    """
-    :class:`DiffusionActorCriticPolicy` for images.
+    """:class:`DiffusionActorCriticPolicy` for images, with SB3's ``NatureCNN`` unless another features extractor is given."""
 
-    :param observation_space: observation space
-    :param action_space: action space, a bounded ``Box``
-    :param lr_schedule: learning rate schedule
-    :param net_arch: widths of the hidden layers
-    :param features_extractor_class: features extractor to use, SB3's ``NatureCNN``
-    :param kwargs: the other arguments of :class:`DiffusionActorCriticPolicy`
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        *,
-        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
-        **kwargs: Any,
-    ):
-        super().__init__(
-            observation_space, action_space, lr_schedule, net_arch, features_extractor_class=features_extractor_class, **kwargs
-        )
+    default_features_extractor_class = NatureCNN
 
 
 class DiffusionActorCriticMultiInputPolicy(DiffusionActorCriticPolicy):
     """
-    :class:`DiffusionActorCriticPolicy` for ``Dict`` observations.
-
-    :param observation_space: observation space
-    :param action_space: action space, a bounded ``Box``
-    :param lr_schedule: learning rate schedule
-    :param net_arch: widths of the hidden layers
-    :param features_extractor_class: features extractor to use, SB3's ``CombinedExtractor``
-    :param kwargs: the other arguments of :class:`DiffusionActorCriticPolicy`
+    :class:`DiffusionActorCriticPolicy` for ``Dict`` observations, with SB3's ``CombinedExtractor`` unless another features
+    extractor is given.
     """
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        *,
-        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
-        **kwargs: Any,
-    ):
-        super().__init__(
-            observation_space, action_space, lr_schedule, net_arch, features_extractor_class=features_extractor_class, **kwargs
-        )
+    default_features_extractor_class = CombinedExtractor
