@@ -27,13 +27,13 @@ from sb3_diffusion.common.temperature import TemperatureSchedule
 from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
 
 # Lambda over the denoising steps of one chain. With 1 all of them are credited with all that follows, and learn from more
-# noise; see the comparison in docs/benchmarks.md
+# noise; see docs/theory.md
 CHAIN_GAE_LAMBDA = 0.65
 
 SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
 
 # DPPO (arXiv 2409.00588): no entropy, a value function of the state alone, a discount along the chain, and a clip range
-# that grows with the denoising step; the numbers are those of its Gym tasks
+# that grows with the denoising step; the numbers are in the range of its configurations, which fine-tune
 DPPO_KWARGS: dict[str, Any] = dict(
     ent_coef=0.0,
     gae_lambda_diffusion=1.0,
