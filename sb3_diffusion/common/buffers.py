@@ -42,8 +42,8 @@ def chain_gae(
 ) -> np.ndarray:
     """
     Generalised advantage estimation (Schulman et al., 2016, arXiv 1506.02438) along the flattened chain: discount and lambda
-    are ``(1, gae_lambda_diffusion)`` between denoising steps and ``(gamma, gae_lambda)`` between steps of the environment, so
-    that the horizon does not depend on K.
+    are ``(1, gae_lambda_diffusion)`` between denoising steps and ``(gamma, gae_lambda)`` between steps of the environment. The
+    discount so does not depend on K; the lambda over a whole chain is ``gae_lambda_diffusion ** (K - 1)``.
 
     Index ``k - 1`` of the last dimension belongs to denoising step ``k``, which comes before step ``k - 1``.
 
