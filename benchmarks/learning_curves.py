@@ -1,5 +1,5 @@
 """
-Learning curves of DiffSAC and SAC, or of DiffPPO and PPO, on one environment, with equal network sizes and settings.
+Learning curves of DiffSAC, DiffWPO and SAC, or of DiffPPO and PPO, on one environment, with equal network sizes and settings.
 
 Each run is written to ``<out>/<env>/`` when it ends and is skipped when its file is there, so that an interrupted
 campaign goes on where it stopped. ``benchmarks/report.py`` turns the files into tables and figures.
@@ -71,8 +71,8 @@ class EvaluationPoints(BaseCallback):
 
 def make_model(algo: str, env_id: str, seed: int, args: argparse.Namespace) -> BaseAlgorithm:
     """
-    :param algo: ``sac``, ``sac-diffusion-policy`` (stock SAC with ``DiffusionSACPolicy``), ``diffsac-<actor_loss>``, ``ppo``
-        or ``diffppo``
+    :param algo: ``sac``, ``sac-diffusion-policy`` (stock SAC with ``DiffusionSACPolicy``), ``diffsac-<actor_loss>``,
+        ``diffwpo-<actor_loss>``, ``ppo`` or ``diffppo``
     :param env_id: environment
     :param seed: seed
     :param args: the command line
@@ -89,13 +89,13 @@ def make_model(algo: str, env_id: str, seed: int, args: argparse.Namespace) -> B
     common["learning_starts"] = args.learning_starts
     if algo == "sac":
         return SAC("MlpPolicy", env_id, **common)
-    from sb3_diffusion import DiffSAC, DiffusionSACPolicy
+    from sb3_diffusion import DiffSAC, DiffusionSACPolicy, DiffWPO
 
     if algo == "sac-diffusion-policy":
         return SAC(DiffusionSACPolicy, env_id, policy_kwargs=dict(diffusion_steps=args.diffusion_steps), **common)
-    return DiffSAC(
-        "MlpPolicy", env_id, diffusion_steps=args.diffusion_steps, actor_loss=algo.removeprefix("diffsac-"), **common
-    )
+    name, actor_loss = algo.split("-")
+    algorithm = {"diffsac": DiffSAC, "diffwpo": DiffWPO}[name]
+    return algorithm("MlpPolicy", env_id, diffusion_steps=args.diffusion_steps, actor_loss=actor_loss, **common)
 
 
 def run(task: tuple[str, int, argparse.Namespace]) -> None:

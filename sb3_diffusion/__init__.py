@@ -5,6 +5,7 @@ from sb3_diffusion.common.policies import DiffusionActorCriticPolicy, DiffusionS
 from sb3_diffusion.common.wrappers import DiffusionMDPWrapper, VecDiffusionMDPWrapper
 from sb3_diffusion.diffppo import DiffPPO
 from sb3_diffusion.diffsac import DiffSAC
+from sb3_diffusion.diffwpo import DiffWPO
 
 __version__ = Path(__file__).with_name("version.txt").read_text(encoding="utf-8").strip()
 
@@ -14,6 +15,7 @@ sb3_diffusion_zoo_hook.install()
 __all__ = [
     "DiffPPO",
     "DiffSAC",
+    "DiffWPO",
     "DiffusionActorCriticPolicy",
     "DiffusionMDPWrapper",
     "DiffusionSACPolicy",

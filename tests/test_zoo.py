@@ -18,7 +18,7 @@ from rl_zoo3.utils import ALGOS
 
 import sb3_diffusion
 import sb3_diffusion_zoo_hook
-from sb3_diffusion import DiffPPO, DiffSAC
+from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
 from sb3_diffusion.zoo import ALGORITHMS, hyperparams_path, register
 
 ROOT = Path(sb3_diffusion.__file__).parent.parent
@@ -48,7 +48,7 @@ def test_registered_in_this_process():
     assert sys.meta_path.count(sb3_diffusion_zoo_hook.ZooFinder) == 1
 
 
-@pytest.mark.parametrize("name", ["diffsac", "diffppo", "baselines/sac", "baselines/tqc", "baselines/ppo"])
+@pytest.mark.parametrize("name", ["diffsac", "diffppo", "diffwpo", "baselines/sac", "baselines/tqc", "baselines/ppo"])
 def test_hyperparameters(name):
     blocks = load(name)
     algorithm = ALGOS[name.split("/")[-1]]
@@ -65,6 +65,10 @@ def test_hyperparameters(name):
         assert {"default", "Pendulum-v1", "LunarLanderContinuous-v3", "BipedalWalker-v3"} <= set(blocks)
         for env_id in v5:
             assert blocks[env_id] == blocks.get(env_id.replace("-v5", "-v4"))
+
+
+def test_diffwpo_has_the_settings_of_diffsac():
+    assert load("diffwpo") == load("diffsac")
 
 
 @pytest.mark.parametrize("name", ["sac", "tqc"])
@@ -89,16 +93,18 @@ def test_unknown_hyperparameters():
         hyperparams_path("nothing")
 
 
-def test_sampler_and_converter_agree():
+@pytest.mark.parametrize("algorithm, n_knobs", [(DiffSAC, 8), (DiffWPO, 10)])
+def test_sampler_and_converter_agree(algorithm, n_knobs):
+    name = algorithm.__name__.lower()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     temperatures = set()
     for _ in range(20):
         trial = study.ask()
-        kwargs = HYPERPARAMS_SAMPLER["diffsac"](trial, 1, 1, NO_HER)
-        assert kwargs == HYPERPARAMS_CONVERTER["diffsac"](trial.params)
-        assert len(trial.params) <= 8
+        kwargs = HYPERPARAMS_SAMPLER[name](trial, 1, 1, NO_HER)
+        assert kwargs == HYPERPARAMS_CONVERTER[name](trial.params)
+        assert len(trial.params) <= n_knobs
         kwargs["policy_kwargs"]["net_arch"] = [8]
-        model = DiffSAC("MlpPolicy", "Pendulum-v1", **kwargs, buffer_size=10)
+        model = algorithm("MlpPolicy", "Pendulum-v1", **kwargs, buffer_size=10)
         temperatures.add(str(model.ent_coef).startswith("auto"))
         if str(model.ent_coef).startswith("auto"):
             assert model.target_entropy == pytest.approx(-trial.params["target_entropy_scale"])
@@ -156,14 +162,16 @@ def test_diffppo_trains_acts_and_is_tuned(tmp_path):
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
 
 
-def test_train_enjoy_and_go_on(tmp_path):
-    python(*TRAIN, folder=tmp_path)
-    run = tmp_path / "logs" / "diffsac" / "Pendulum-v1_1"
+@pytest.mark.parametrize("algo", ["diffsac", "diffwpo"])
+def test_train_enjoy_and_go_on(tmp_path, algo):
+    train = [algo if arg == "diffsac" else arg for arg in TRAIN]
+    python(*train, folder=tmp_path)
+    run = tmp_path / "logs" / algo / "Pendulum-v1_1"
     assert (run / "Pendulum-v1.zip").exists()
     assert (run / "Pendulum-v1" / "config.yml").exists()
-    enjoy = ["-m", "rl_zoo3.enjoy", "--algo", "diffsac", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "10"]
+    enjoy = ["-m", "rl_zoo3.enjoy", "--algo", algo, "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "10"]
     python(*enjoy, folder=tmp_path)
-    python(*TRAIN, "-i", str(run / "Pendulum-v1.zip"), folder=tmp_path)
+    python(*train, "-i", str(run / "Pendulum-v1.zip"), folder=tmp_path)
 
 
 def test_a_users_own_file_wins(tmp_path):

@@ -122,6 +122,24 @@ def kernel_kl(u: th.Tensor, rho: th.Tensor) -> th.Tensor:
     return (0.5 * (th.exp(2 * rho) + u**2 - 1) - rho).sum(dim=-1)
 
 
+def kernel_kl_by_part(u: th.Tensor, rho: th.Tensor, old_u: th.Tensor, old_rho: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Closed forms of the KL from an old kernel to a new one, for the mean and for the standard deviation apart, as trust
+    regions have them (MPO, arXiv 1806.06920; WPO, arXiv 2505.00663): ``KL(q_old || N(new mean, old std))`` and
+    ``KL(q_old || N(old mean, new std))``, at the same ``x_k``. In units of the reference kernel they do not depend on the
+    schedule.
+
+    :param u: control of the new kernel, (..., d)
+    :param rho: log-ratio of its standard deviations, (..., d)
+    :param old_u: control of the old kernel, (..., d)
+    :param old_rho: log-ratio of its standard deviations, (..., d)
+    :return: KL of the mean and KL of the standard deviation in nats, each (...)
+    """
+    kl_mean = 0.5 * ((u - old_u) * th.exp(-old_rho)) ** 2
+    shrinkage = old_rho - rho
+    return kl_mean.sum(dim=-1), (0.5 * th.expm1(2 * shrinkage) - shrinkage).sum(dim=-1)
+
+
 def denoising_step(
     schedule: NoiseSchedule, u: th.Tensor, rho: th.Tensor, x: th.Tensor, noise: th.Tensor, step: Step
 ) -> tuple[th.Tensor, th.Tensor]:

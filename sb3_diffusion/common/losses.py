@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch as th
 from torch.nn import functional as F
 
-from sb3_diffusion.common.chain import Chain, ControlFn, Visits, denoising_step, terminal_log_prob
+from sb3_diffusion.common.chain import Chain, ControlFn, Visits, at_step, denoising_step, terminal_log_prob
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
 LatentValueFn = Callable[[th.Tensor], th.Tensor]
@@ -87,6 +87,58 @@ def step_loss(
     u, rho = control_fn(visits.x, visits.steps)
     x_prev, log_ratio = denoising_step(schedule, u, rho, visits.x, visits.noise, visits.steps)
     return (ent_coef * log_ratio - (value_gradient * x_prev).sum(dim=-1)).mean() * schedule.diffusion_steps
+
+
+def wasserstein_loss(
+    schedule: NoiseSchedule,
+    u: th.Tensor,
+    rho: th.Tensor,
+    visits: Visits,
+    value_gradient: th.Tensor,
+    ent_coef: th.Tensor,
+    fisher_rescaling: bool = True,
+) -> th.Tensor:
+    """
+    Wasserstein policy optimisation (WPO, arXiv 2505.00663) of each kernel: minus the gradient of this loss is that of
+    ``sum_k grad_x log q(x | x_k, s) . grad_x [V_{k-1}(s, x) - alpha log(q / r)(x)]`` at the sampled ``x = x_{k-1}``, with
+    the second factor held fixed. That factor vanishes at the optimum, on every path.
+
+    The Fisher rescaling multiplies the gradient by the inverse of the Gaussian's Fisher matrix: the mean's by the
+    variance, the standard deviation's by half of it. What is left of ``grad_x log q = -noise / std`` then has the gradient
+    of ``x_{k-1}(noise)``, that is, of the reparameterised kernel.
+
+    :param schedule: noise schedule
+    :param u: control at the visited steps, with gradients, (M, B, d)
+    :param rho: log-ratio of the standard deviations there, with gradients, (M, B, d)
+    :param visits: steps of chains that were sampled with the same weights; the sum over all K is estimated from these
+    :param value_gradient: gradient of ``V_{k-1}(s, x_{k-1})`` of these steps, (M, B, d)
+    :param ent_coef: temperature alpha
+    :param fisher_rescaling: whether to rescale; without, narrow kernels take the larger steps
+    :return: loss, a scalar. Only its gradient has a meaning
+    """
+    # All in standard deviations of the reference kernel, where nothing is too narrow for float32
+    unit = at_step(schedule.std, visits.steps)
+    std = th.exp(rho)
+    increment = (u + std * visits.noise).detach()
+    gradient = unit * value_gradient + ent_coef * (visits.noise / std.detach() - increment)
+    if fisher_rescaling:
+        direction = u + std * visits.noise
+    else:
+        direction = (u - increment) / (std * unit) ** 2
+    return -(direction * gradient).sum(dim=-1).mean() * schedule.diffusion_steps
+
+
+def trust_region_loss(kl: th.Tensor, kl_bound: th.Tensor, log_kl_coef: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Lagrangian of bounds on KLs, with a multiplier for each (MPO, arXiv 1806.06920; WPO, arXiv 2505.00663).
+
+    :param kl: measured KLs in nats, with gradients, (N,)
+    :param kl_bound: their bounds, (N,)
+    :param log_kl_coef: logarithms of the multipliers, (N,)
+    :return: the penalty to add to the actor's loss, and the multipliers' loss, both scalars
+    """
+    penalty = (th.exp(log_kl_coef.detach()) * kl).sum()
+    return penalty, (log_kl_coef * (kl_bound - kl.detach())).sum()
 
 
 def lean_adjoint(schedule: NoiseSchedule, steps: th.Tensor, value_gradient: th.Tensor) -> th.Tensor:

@@ -334,11 +334,13 @@ class DiffusionSACPolicy(SACPolicy):
         ``net_arch["pi"]`` runs at every step
     :param denoiser_activation_fn: activation of the head
     :param use_diffusion_value: also build the value network over ``(s, x_k, k)``
+    :param use_actor_target: also build a target actor, a copy of the actor that only the algorithm changes
     :raises ValueError: for gSDE, actions that are not a bounded ``Box``, or a chain that cannot be built
     """
 
     actor: DiffusionActor  # type: ignore[assignment]
     diffusion_value: DiffusionValue | None
+    actor_target: DiffusionActor | None
 
     def __init__(
         self,
@@ -365,6 +367,7 @@ class DiffusionSACPolicy(SACPolicy):
         encode_once: bool = True,
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
         use_diffusion_value: bool = False,
+        use_actor_target: bool = False,
     ):
         check_no_sde(use_sde)
         check_action_space(action_space)
@@ -388,6 +391,7 @@ class DiffusionSACPolicy(SACPolicy):
             denoiser_activation_fn=denoiser_activation_fn,
         )
         self.use_diffusion_value = use_diffusion_value
+        self.use_actor_target = use_actor_target
         self._n_action_candidates = 1
         super().__init__(
             observation_space,
@@ -419,6 +423,11 @@ class DiffusionSACPolicy(SACPolicy):
                 lr=lr_schedule(1),  # type: ignore[call-arg]
                 **self.optimizer_kwargs,
             )
+        self.actor_target = None
+        if self.use_actor_target:
+            self.actor_target = self.make_actor()
+            self.actor_target.load_state_dict(self.actor.state_dict())
+            self.actor_target.set_training_mode(False)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> DiffusionActor:  # type: ignore[override]
         kwargs = self._update_features_extractor(self.net_args, features_extractor)
@@ -443,6 +452,7 @@ class DiffusionSACPolicy(SACPolicy):
             self.chain_kwargs,
             denoiser_activation_fn=self.denoiser_kwargs["denoiser_activation_fn"],
             use_diffusion_value=self.use_diffusion_value,
+            use_actor_target=self.use_actor_target,
             share_features_extractor=self.share_features_extractor,
             normalize_images=self.normalize_images,
         )

@@ -12,15 +12,13 @@ ANNEALING = ["0.0", "0.01", "lin_0.1", "lin_0.01", "cos_0.1", "cos_0.01", "exp_0
 HER_KWARGS = ("n_sampled_goal", "goal_selection_strategy")
 
 
-def sample_diffsac_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+def sample_off_policy_params(trial: optuna.Trial, additional_args: dict[str, Any]) -> dict[str, Any]:
     """
-    Sampler for DiffSAC hyperparams.
+    What the samplers of DiffSAC and DiffWPO share.
 
     :param trial: Optuna's trial
-    :param n_actions: number of action dimensions
-    :param n_envs: number of environments
     :param additional_args: whether and how hindsight experience replay is used
-    :return: keyword arguments of :class:`.DiffSAC`
+    :return: what was sampled, as Optuna stores it
     """
     sampled: dict[str, Any] = {
         "diffusion_steps": trial.suggest_categorical("diffusion_steps", [1, 2, 5, 10, 20]),
@@ -38,13 +36,42 @@ def sample_diffsac_params(trial: optuna.Trial, n_actions: int, n_envs: int, addi
         from rl_zoo3.hyperparams_opt import sample_her_params
 
         sampled = sample_her_params(trial, sampled, additional_args["her_kwargs"])
-    return convert_diffsac_params(sampled)
+    return sampled
+
+
+def sample_diffsac_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    Sampler for DiffSAC hyperparams.
+
+    :param trial: Optuna's trial
+    :param n_actions: number of action dimensions
+    :param n_envs: number of environments
+    :param additional_args: whether and how hindsight experience replay is used
+    :return: keyword arguments of :class:`.DiffSAC`
+    """
+    return convert_diffsac_params(sample_off_policy_params(trial, additional_args))
+
+
+def sample_diffwpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    Sampler for DiffWPO hyperparams.
+
+    :param trial: Optuna's trial
+    :param n_actions: number of action dimensions
+    :param n_envs: number of environments
+    :param additional_args: whether and how hindsight experience replay is used
+    :return: keyword arguments of :class:`.DiffWPO`
+    """
+    sampled = sample_off_policy_params(trial, additional_args)
+    sampled["kl_bound_mean"] = trial.suggest_float("kl_bound_mean", 1e-3, 0.3, log=True)
+    sampled["kl_bound_std"] = trial.suggest_float("kl_bound_std", 1e-4, 0.03, log=True)
+    return convert_diffwpo_params(sampled)
 
 
 def convert_diffsac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
     :param sampled_params: what a trial has sampled, as Optuna stores it
-    :return: keyword arguments of :class:`.DiffSAC`
+    :return: keyword arguments of :class:`.DiffSAC`, :class:`.DiffWPO`
     """
     hyperparams = sampled_params.copy()
     hyperparams["gamma"] = 1 - hyperparams.pop("one_minus_gamma")
@@ -58,6 +85,10 @@ def convert_diffsac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         hyperparams["ent_coef"] = f"auto_{hyperparams['ent_coef']}"
         hyperparams["target_entropy"] = f"auto_{target_entropy_scale}"
     return hyperparams
+
+
+# What DiffWPO adds is passed on as it is
+convert_diffwpo_params = convert_diffsac_params
 
 
 def sample_diffppo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:

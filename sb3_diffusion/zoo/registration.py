@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ALGORITHMS = ("diffsac", "diffppo")
+ALGORITHMS = ("diffsac", "diffppo", "diffwpo")
 
 
 def hyperparams_path(name: str) -> Path:
@@ -44,9 +44,11 @@ def patch_module(module: ModuleType) -> None:
     if module.__name__ == "rl_zoo3.utils":
         from sb3_diffusion.diffppo.diffppo import DiffPPO
         from sb3_diffusion.diffsac.diffsac import DiffSAC
+        from sb3_diffusion.diffwpo.diffwpo import DiffWPO
 
         module.ALGOS.setdefault("diffsac", DiffSAC)
         module.ALGOS.setdefault("diffppo", DiffPPO)
+        module.ALGOS.setdefault("diffwpo", DiffWPO)
     elif module.__name__ == "rl_zoo3.hyperparams_opt":
         import sb3_diffusion.zoo.hyperparams_opt as hyperparams_opt
 

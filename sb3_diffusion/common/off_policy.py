@@ -1,0 +1,374 @@
+"""What the off-policy algorithms share: everything around the update of the actor."""
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    PyTorchObs,
+    ReplayBufferSamples,
+    Schedule,
+)
+from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
+from stable_baselines3.sac.sac import SAC
+from torch.nn import functional as F
+
+from sb3_diffusion.common.chain import Chain, Visits, action_log_prob
+from sb3_diffusion.common.checks import (
+    check_choice,
+    check_finite_array,
+    check_integer,
+    check_no_sde,
+    check_positive,
+    check_transition,
+    merge_policy_kwargs,
+    optimize,
+)
+from sb3_diffusion.common.losses import latent_value_fn, lean_adjoint, returns_along_chain, value_and_gradient
+from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
+
+Info = dict[str, th.Tensor]
+
+
+class DiffusionOffPolicyAlgorithm(SAC):
+    """
+    SAC's machinery for a diffusion policy: soft critics on the bound of the entropy, the automatic temperature, and the
+    gradients of the values along the chain. A subclass updates the actor in its ``train``. The arguments are
+    :class:`.DiffSAC`'s.
+    """
+
+    actor_losses: ClassVar[tuple[str, ...]]
+    policy: DiffusionSACPolicy
+    actor: DiffusionActor  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[DiffusionSACPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,  # 1e6
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float = "auto",
+        target_update_interval: int = 1,
+        target_entropy: str | float = "auto",
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        use_sde_at_warmup: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        qf_learning_rate: float | Schedule | None = None,
+        policy_delay: int = 1,
+        diffusion_steps: int = 5,
+        noise_schedule: str = "cosine",
+        prior_std: float = 1.0,
+        actor_loss: str = "adjoint",
+        denoising_steps_per_update: int = 4,
+        _init_setup_model: bool = True,
+    ):
+        self.qf_learning_rate = qf_learning_rate
+        self.policy_delay = policy_delay
+        self.actor_loss = actor_loss
+        self.denoising_steps_per_update = denoising_steps_per_update
+        self.diffusion_steps = diffusion_steps
+        self.noise_schedule = noise_schedule
+        self.prior_std = prior_std
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class,
+            replay_buffer_kwargs,
+            optimize_memory_usage,
+            n_steps,
+            ent_coef,
+            target_update_interval,
+            target_entropy,
+            use_sde,
+            sde_sample_freq,
+            use_sde_at_warmup,
+            stats_window_size,
+            tensorboard_log,
+            None if policy_kwargs is None else policy_kwargs.copy(),
+            verbose,
+            seed,
+            device,
+            _init_setup_model,
+        )
+
+    def _check_arguments(self) -> None:
+        """
+        Here and not in the constructor, because ``load`` may change arguments, too.
+
+        :raises ValueError: for an argument that is out of range
+        """
+        check_no_sde(self.use_sde)
+        check_choice("actor_loss", self.actor_loss, self.actor_losses)
+        for name in ("policy_delay", "denoising_steps_per_update", "target_update_interval"):
+            check_integer(name, getattr(self, name))
+        if self.qf_learning_rate is not None and not callable(self.qf_learning_rate):
+            check_positive("qf_learning_rate", self.qf_learning_rate)
+        parse_auto("ent_coef", self.ent_coef, positive=True)
+        if not issubclass(self.policy_class, DiffusionSACPolicy):
+            raise ValueError(
+                f"policy={self.policy_class.__name__}: choose 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of "
+                "DiffusionSACPolicy"
+            )
+
+    def _get_needed_policy_kwargs(self) -> dict[str, Any]:
+        """
+        :return: what the algorithm hands the policy, as with ``use_sde``
+        """
+        return dict(
+            diffusion_steps=self.diffusion_steps,
+            noise_schedule=self.noise_schedule,
+            prior_std=self.prior_std,
+            use_diffusion_value=self.actor_loss == "diffusion_value",
+        )
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        given = {name: value for name, value in self.policy_kwargs.items() if name != "use_sde"}
+        automatic, number = parse_auto("target_entropy", self.target_entropy)
+        self.target_entropy = "auto" if automatic else number
+        self.policy_kwargs = merge_policy_kwargs(type(self).__name__, given, self._get_needed_policy_kwargs())
+        super()._setup_model()
+        # What the user gave is what load() compares with
+        self.policy_kwargs = given
+        if automatic:
+            self.target_entropy = number * float(self.target_entropy)
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        self.qf_lr_schedule = None if self.qf_learning_rate is None else FloatSchedule(self.qf_learning_rate)
+
+    def _start_training(self) -> None:
+        """
+        Before the gradient steps of one call of ``train``: training mode of batch norm and dropout, and the learning rate
+        of each optimizer at the current progress.
+        """
+        self.policy.set_training_mode(True)
+        optimizers: list[th.optim.Optimizer] = [self.actor.optimizer]
+        if self.ent_coef_optimizer is not None:
+            optimizers.append(self.ent_coef_optimizer)
+        self._update_learning_rate(optimizers)
+        qf_learning_rate = (self.qf_lr_schedule or self.lr_schedule)(self._current_progress_remaining)
+        update_learning_rate(self.critic.optimizer, qf_learning_rate)
+        if self.policy.diffusion_value is not None:
+            update_learning_rate(self.policy.diffusion_value.optimizer, qf_learning_rate)
+
+    def _sample_batch(self, batch_size: int) -> tuple[ReplayBufferSamples, th.Tensor, bool]:
+        """
+        Begin a gradient step.
+
+        :param batch_size: number of transitions B
+        :return: transitions, the temperature alpha, and whether the actor's turn has come, too
+        """
+        self._n_updates += 1
+        replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
+        ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef.detach())
+        return replay_data, ent_coef, self._n_updates % self.policy_delay == 0
+
+    def _update_critics(
+        self, replay_data: ReplayBufferSamples, next_actions: th.Tensor, next_log_prob: th.Tensor, ent_coef: th.Tensor
+    ) -> Info:
+        """
+        One step down the soft Bellman error (SAC, arXiv 1812.05905, equation 5), and the target critics after it.
+
+        :param replay_data: transitions
+        :param next_actions: the current policy's actions at the next observations, (B, d)
+        :param next_log_prob: what stands for their log-probability, (B,)
+        :param ent_coef: temperature alpha
+        :return: what to log
+        """
+        rewards = replay_data.rewards
+        # For n-step replay, discount factor is gamma**n_steps (when no early termination)
+        discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
+        with th.no_grad():
+            next_q_values = th.cat(self.critic_target(replay_data.next_observations, next_actions), dim=1)
+            next_values = next_q_values.min(dim=1, keepdim=True).values - ent_coef * next_log_prob.reshape(-1, 1)
+            target_q_values = rewards + (1 - replay_data.dones) * discounts * next_values
+        q_values = th.stack(self.critic(replay_data.observations, replay_data.actions))  # (n_critics, B, 1)
+        loss = 0.5 * F.mse_loss(q_values, target_q_values.expand_as(q_values)) * len(q_values)
+        optimize(
+            self.critic.optimizer,
+            "critic loss",
+            loss,
+            rewards=rewards,
+            q_values=q_values,
+            next_q_values=next_q_values,
+            next_log_prob=next_log_prob,
+            ent_coef=ent_coef,
+        )
+        if self._n_updates % self.target_update_interval == 0:
+            polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+            # Copy running stats, see SB3's GH issue #996
+            polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+        return {"train/critic_loss": loss, "train/ent_coef": ent_coef}
+
+    def _update_temperature(self, chain: Chain) -> Info:
+        """
+        Automatic temperature (SAC, arXiv 1812.05905, section 5), on the bound of the entropy.
+
+        :param chain: chains of the current policy
+        :return: what to log
+        """
+        log_prob = action_log_prob(self.actor.schedule, chain).detach()
+        info = {"diffusion/entropy_bound": -log_prob.mean()}
+        if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
+            ent_coef_loss = -(self.log_ent_coef * (log_prob + float(self.target_entropy))).mean()
+            optimize(self.ent_coef_optimizer, "temperature loss", ent_coef_loss, log_prob=log_prob)
+            info["train/ent_coef_loss"] = ent_coef_loss
+        return info
+
+    def _evaluate_latents(self, obs: PyTorchObs, x: th.Tensor, ent_coef: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param obs: observations, B of them
+        :param x: ``x_0`` of n chains of each observation, one after the other, (n B, d)
+        :param ent_coef: temperature alpha
+        :return: ``V_0(s, x_0)``, (n B,), and its gradient with respect to ``x_0``, (n B, d)
+        """
+        critic = self.critic
+        with th.no_grad():
+            features = critic.extract_features(obs, critic.features_extractor)
+            features = features.repeat(len(x) // len(features), 1)
+
+        def min_q_value(actions: th.Tensor) -> th.Tensor:
+            inputs = th.cat((features, actions), dim=1)
+            return th.cat([q_net(inputs) for q_net in critic.q_networks], dim=1).min(dim=1).values
+
+        return value_and_gradient(latent_value_fn(min_q_value, self.actor.schedule, ent_coef), x)
+
+    def _step_value_gradient(
+        self, obs: PyTorchObs, chain: Chain, visits: Visits, value: th.Tensor, gradient: th.Tensor, ent_coef: th.Tensor
+    ) -> tuple[th.Tensor, Info]:
+        """
+        Gradients of the values of the steps of the chain, by the lean adjoint or by the diffusion value network, which is
+        first fitted to the returns along the chain.
+
+        :param obs: observations, B of them
+        :param chain: ends of n chains of each observation, one after the other
+        :param visits: steps of these chains, (M, n B)
+        :param value: ``V_0(s, x_0)``, (n B,)
+        :param gradient: gradient of ``V_0(s, x_0)``, (n B, d)
+        :param ent_coef: temperature alpha
+        :return: gradient of ``V_{k-1}(s, x_{k-1})`` of the given steps, (M, n B, d), and what to log
+        """
+        if self.actor_loss == "adjoint":
+            return lean_adjoint(self.actor.schedule, visits.steps, gradient), {}
+        value_net = self.policy.diffusion_value
+        assert value_net is not None
+        n_chains = visits.steps.shape[1]
+        context = value_net.encode(obs)
+        returns = returns_along_chain(chain.log_ratio, value, ent_coef).gather(0, visits.steps)
+        predicted = value_net(context.repeat(n_chains // len(context), 1), visits.x, visits.steps)
+        loss = 0.5 * F.mse_loss(predicted, returns)
+        optimize(value_net.optimizer, "diffusion value loss", loss, returns=returns, values=predicted)
+        with th.no_grad():
+            context = value_net.encode(obs)
+            context = context.repeat(n_chains // len(context), 1)
+        _, step_gradient = value_and_gradient(lambda x: value_net(context, x, visits.steps - 1), visits.x_prev)
+        step_gradient = th.where((visits.steps == 1).unsqueeze(-1), gradient, step_gradient)
+        return step_gradient, {"diffusion/value_loss": loss}
+
+    def _describe_chain(self, chain: Chain) -> Info:
+        """
+        :param chain: chains of the current policy, after the actor's update
+        :return: what to log of them and of the score network's gradient
+        """
+        step_kl = chain.log_ratio.detach().mean(dim=1)  # (K,)
+        n_steps = len(step_kl)
+        info = {f"diffusion/kl_step_{step}": step_kl[step - 1] for step in sorted({1, (n_steps + 1) // 2, n_steps})}
+        info["diffusion/log_ratio"] = step_kl.sum()
+        info["diffusion/action_saturation"] = (chain.action.detach().abs() > 0.99).float().mean()
+        gradients = [param.grad for param in self.actor.score_network.parameters() if param.grad is not None]
+        info["diffusion/denoiser_grad_norm"] = th.nn.utils.get_total_norm(gradients)
+        return info
+
+    def _record(self, infos: list[Info]) -> None:
+        """
+        :param infos: what each gradient step has to log; the means are recorded
+        """
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        keys = list(dict.fromkeys(key for info in infos for key in info))
+        means = [th.stack([info[key].detach() for info in infos if key in info]).mean() for key in keys]
+        for key, mean in zip(keys, th.stack(means).tolist() if means else [], strict=True):
+            self.logger.record(key, mean)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        assert self._last_obs is not None
+        check_finite_array("first observation", self._last_obs)
+        return result
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        check_transition(reward, new_obs, infos, self._vec_normalize_env)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, saved_pytorch_variables = super()._get_torch_save_params()
+        if self.policy.diffusion_value is not None:
+            state_dicts = [*state_dicts, "policy.diffusion_value.optimizer"]
+        return state_dicts, saved_pytorch_variables
+
+
+def parse_auto(name: str, value: str | float, positive: bool = False) -> tuple[bool, float]:
+    """
+    :param name: name of an argument
+    :param value: its value: a number, ``"auto"`` or ``"auto_<positive number>"``
+    :param positive: whether a plain number must be positive, too
+    :return: whether it is automatic, and its number, 1 for ``"auto"``
+    :raises ValueError: if it is none of these or not finite
+    """
+    text = str(value)
+    automatic = text.startswith("auto")
+    try:
+        number = 1.0 if text == "auto" else float(text.removeprefix("auto_"))
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or (number <= 0 and (automatic or positive)):
+        kind = "positive" if positive else "finite"
+        raise ValueError(f"{name}={value!r}: choose a {kind} number, 'auto' or 'auto_<positive number>'")
+    return automatic, number

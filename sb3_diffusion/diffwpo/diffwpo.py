@@ -1,0 +1,242 @@
+import math
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+
+from sb3_diffusion.common.chain import Visits, kernel_kl_by_part
+from sb3_diffusion.common.checks import check_integer, check_positive, optimize
+from sb3_diffusion.common.losses import draw_steps, trust_region_loss, wasserstein_loss
+from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm, Info
+from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
+from sb3_diffusion.diffwpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+
+SelfDiffWPO = TypeVar("SelfDiffWPO", bound="DiffWPO")
+
+# Range of the multipliers, so that one whose bound has long been slack is back in time
+KL_COEF_MIN, KL_COEF_MAX = 1e-4, 1e6
+
+
+class DiffWPO(DiffusionOffPolicyAlgorithm):
+    """
+    Diffusion Wasserstein Policy Optimization (DiffWPO): each denoising step is a Gaussian policy that follows the action
+    gradient of its value, within a trust region around a target policy. With ``diffusion_steps=1`` and the cosine schedule
+    it is WPO with a squashed Gaussian.
+    Papers: WPO, https://arxiv.org/abs/2505.00663; DMERL (version 2), https://arxiv.org/abs/2512.02019
+
+    The arguments from ``policy`` to ``denoising_steps_per_update`` are :class:`.DiffSAC`'s, with its defaults.
+
+    :param actor_loss: where the gradients of the values along the chain come from: ``"adjoint"`` carries the critics'
+        gradient back along the linear reference dynamics (Adjoint Matching, arXiv 2409.08861); ``"diffusion_value"`` learns
+        the values of the steps of the chain, as the paper does
+    :param denoising_steps_per_update: how many denoising steps of each chain an update of the actor uses, drawn at
+        random where K is greater; bounds time and memory for any K
+    :param n_action_samples: number of chains of each observation in an update of the actor
+    :param fisher_rescaling: whether the actor's gradient is rescaled by the inverse of the Gaussian kernels' Fisher matrix
+    :param kl_bound_mean: bound of the KL that a change of the kernels' means makes between the target policy and the
+        current one, summed over the chain, in nats for each action dimension
+    :param kl_bound_std: the same for the standard deviations
+    :param kl_coef: initial value of the multipliers of both bounds
+    :param kl_coef_learning_rate: learning rate of the logarithms of the multipliers; 0 holds them as they are
+    :param target_policy_update_interval: copy the policy to the target policy every so many gradient steps
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: for an argument that is out of range, saying what is allowed
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    actor_losses = ("adjoint", "diffusion_value")
+    actor_target: DiffusionActor
+
+    def __init__(
+        self,
+        policy: str | type[DiffusionSACPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,  # 1e6
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float = "auto",
+        target_update_interval: int = 1,
+        target_entropy: str | float = "auto",
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        use_sde_at_warmup: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        qf_learning_rate: float | Schedule | None = None,
+        policy_delay: int = 1,
+        diffusion_steps: int = 5,
+        noise_schedule: str = "cosine",
+        prior_std: float = 1.0,
+        actor_loss: str = "adjoint",
+        denoising_steps_per_update: int = 4,
+        n_action_samples: int = 4,
+        fisher_rescaling: bool = True,
+        kl_bound_mean: float = 0.01,
+        kl_bound_std: float = 0.001,
+        kl_coef: float = 1.0,
+        kl_coef_learning_rate: float = 1e-2,
+        target_policy_update_interval: int = 100,
+        _init_setup_model: bool = True,
+    ):
+        self.n_action_samples = n_action_samples
+        self.fisher_rescaling = fisher_rescaling
+        self.kl_bound_mean = kl_bound_mean
+        self.kl_bound_std = kl_bound_std
+        self.kl_coef = kl_coef
+        self.kl_coef_learning_rate = kl_coef_learning_rate
+        self.target_policy_update_interval = target_policy_update_interval
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class,
+            replay_buffer_kwargs,
+            optimize_memory_usage,
+            n_steps,
+            ent_coef,
+            target_update_interval,
+            target_entropy,
+            use_sde,
+            sde_sample_freq,
+            use_sde_at_warmup,
+            stats_window_size,
+            tensorboard_log,
+            policy_kwargs,
+            verbose,
+            seed,
+            device,
+            qf_learning_rate,
+            policy_delay,
+            diffusion_steps,
+            noise_schedule,
+            prior_std,
+            actor_loss,
+            denoising_steps_per_update,
+            _init_setup_model,
+        )
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        for name in ("n_action_samples", "target_policy_update_interval"):
+            check_integer(name, getattr(self, name))
+        for name in ("kl_bound_mean", "kl_bound_std"):
+            check_positive(name, getattr(self, name))
+        if not KL_COEF_MIN <= self.kl_coef <= KL_COEF_MAX:
+            raise ValueError(f"kl_coef={self.kl_coef!r}: it must be between {KL_COEF_MIN} and {KL_COEF_MAX}")
+        if self.kl_coef_learning_rate != 0:
+            check_positive("kl_coef_learning_rate", self.kl_coef_learning_rate)
+
+    def _get_needed_policy_kwargs(self) -> dict[str, Any]:
+        return {**super()._get_needed_policy_kwargs(), "use_actor_target": True}
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.log_kl_coef = th.full((2,), math.log(self.kl_coef), device=self.device, requires_grad=True)
+        self.kl_coef_optimizer = th.optim.Adam([self.log_kl_coef], lr=self.kl_coef_learning_rate)
+
+    def _create_aliases(self) -> None:
+        super()._create_aliases()
+        assert self.policy.actor_target is not None
+        self.actor_target = self.policy.actor_target
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        self._start_training()
+        infos = []
+        for _ in range(gradient_steps):
+            replay_data, ent_coef, update_actor = self._sample_batch(batch_size)
+            with th.no_grad():
+                next_actions, next_log_prob = self.actor.action_log_prob(replay_data.next_observations)
+            info = self._update_critics(replay_data, next_actions, next_log_prob, ent_coef)
+            if update_actor:
+                obs = replay_data.observations
+                context = self.actor.encode(obs).repeat(self.n_action_samples, 1)  # (n B, W)
+                steps = draw_steps(self.diffusion_steps, self.denoising_steps_per_update, len(context), context.device)
+                with th.no_grad():
+                    chain = self.actor.sample(context)
+                visits = chain.visit(steps)
+                info.update(self._update_temperature(chain))
+                value, gradient = self._evaluate_latents(obs, chain.x[0], ent_coef)
+                step_gradient, value_info = self._step_value_gradient(obs, chain, visits, value, gradient, ent_coef)
+                u, rho = self.actor.control_fn(context)(visits.x, visits.steps)
+                loss = wasserstein_loss(self.actor.schedule, u, rho, visits, step_gradient, ent_coef, self.fisher_rescaling)
+                penalty, kl_info = self._update_trust_region(obs, visits, u, rho)
+                optimize(self.actor.optimizer, "actor loss", loss + penalty, q_value_gradient=gradient, u=u, rho=rho)
+                info["train/actor_loss"] = (ent_coef * chain.log_ratio.sum(dim=0) - value).mean()
+                info.update(value_info, **kl_info, **self._describe_chain(chain))
+            if self._n_updates % self.target_policy_update_interval == 0:
+                self.actor_target.load_state_dict(self.actor.state_dict())
+            infos.append(info)
+        self._record(infos)
+
+    def _update_trust_region(self, obs: PyTorchObs, visits: Visits, u: th.Tensor, rho: th.Tensor) -> tuple[th.Tensor, Info]:
+        """
+        Penalty for leaving the target policy, and one step of the multipliers.
+
+        :param obs: observations, B of them
+        :param visits: steps of n chains of each observation, (M, n B)
+        :param u: the current policy's control there, with gradients, (M, n B, d)
+        :param rho: its log-ratio of standard deviations, with gradients, (M, n B, d)
+        :return: what to add to the actor's loss, and what to log
+        """
+        with th.no_grad():
+            context = self.actor_target.encode(obs).repeat(self.n_action_samples, 1)
+            old_u, old_rho = self.actor_target.control_fn(context)(visits.x, visits.steps)
+        # Of the whole chain, estimated from the steps that were drawn, for each action dimension
+        scale = self.diffusion_steps / u.shape[-1]
+        kl = th.stack([part.mean() * scale for part in kernel_kl_by_part(u, rho, old_u, old_rho)])  # (2,)
+        bound = kl.new_tensor([self.kl_bound_mean, self.kl_bound_std])
+        penalty, dual_loss = trust_region_loss(kl, bound, self.log_kl_coef)
+        kl_coef = th.exp(self.log_kl_coef.detach())
+        optimize(self.kl_coef_optimizer, "loss of the trust region's multipliers", dual_loss, kl=kl)
+        with th.no_grad():
+            self.log_kl_coef.clamp_(math.log(KL_COEF_MIN), math.log(KL_COEF_MAX))
+        info = {"train/kl_mean": kl[0], "train/kl_std": kl[1]}
+        info.update({"train/kl_coef_mean": kl_coef[0], "train/kl_coef_std": kl_coef[1]})
+        return penalty, info
+
+    def learn(
+        self: SelfDiffWPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "DiffWPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDiffWPO:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "actor_target"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, saved_pytorch_variables = super()._get_torch_save_params()
+        return [*state_dicts, "kl_coef_optimizer"], [*saved_pytorch_variables, "log_kl_coef"]
