@@ -4,7 +4,7 @@ quadratic Q."""
 import pytest
 import torch as th
 
-from sb3_diffusion.common.chain import at_step, draw_noise, gaussian_log_prob, sample_chain
+from sb3_diffusion.common.chain import draw_noise, gaussian_log_prob, sample_chain
 from sb3_diffusion.common.losses import (
     draw_steps,
     latent_value_fn,
@@ -47,7 +47,7 @@ class LinearChain:
         self.params = [param.clone().requires_grad_(True) for param in (a, b, c)]
 
     def control_fn(self, x, step):
-        a, b, c = (at_step(param, step) for param in self.params)
+        a, b, c = (param[step] if isinstance(step, int) else param[step].unsqueeze(-1) for param in self.params)
         return a * x + b, c.expand_as(x)
 
     def exact_objective(self):

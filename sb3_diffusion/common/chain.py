@@ -7,7 +7,7 @@ the action is ``tanh(x_0)``. All kernels are diagonal Gaussians. A *control func
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch as th
@@ -71,15 +71,6 @@ class Chain(NamedTuple):
         return Chain(x, noise, self.log_ratio[:, :batch_size].clone())
 
 
-def at_step(values: th.Tensor, step: Step) -> th.Tensor:
-    """
-    :param values: a buffer of the noise schedule, (K+1,)
-    :param step: ``k``, one for all or one for each row, (..., B)
-    :return: the value of each step, a scalar or (..., B, 1)
-    """
-    return values[step] if isinstance(step, int) else values[step].unsqueeze(-1)
-
-
 def gaussian_log_prob(x: th.Tensor, mean: th.Tensor | float, std: th.Tensor | float) -> th.Tensor:
     """
     Log-density of a diagonal Gaussian.
@@ -106,8 +97,7 @@ def denoising_kernel(
     :param step: ``k``, one for all or one for each row, (..., B)
     :return: mean and standard deviation of ``x_{k-1}``, each (..., B, d)
     """
-    std = at_step(schedule.std, step)
-    return at_step(schedule.mean_coef, step) * x + std * u, std * th.exp(rho)
+    return apply_increment(schedule, x, u, step), schedule.at("std", step) * th.exp(rho)
 
 
 def kernel_kl(u: th.Tensor, rho: th.Tensor) -> th.Tensor:
@@ -140,6 +130,41 @@ def kernel_kl_by_part(u: th.Tensor, rho: th.Tensor, old_u: th.Tensor, old_rho: t
     return kl_mean.sum(dim=-1), (0.5 * th.expm1(2 * shrinkage) - shrinkage).sum(dim=-1)
 
 
+def sample_increment(u: th.Tensor, rho: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
+    """
+    What a denoising step adds, in standard deviations of the reference kernel.
+
+    :param u: control, (..., d)
+    :param rho: log-ratio of standard deviations, (..., d)
+    :param noise: standard normal noise, (..., d); None for the kernel's mean
+    :return: ``u + exp(rho) noise``, (..., d)
+    """
+    return u if noise is None else th.addcmul(u, th.exp(rho), noise)
+
+
+def apply_increment(schedule: NoiseSchedule, x: th.Tensor, increment: th.Tensor, step: Step) -> th.Tensor:
+    """
+    :param schedule: noise schedule
+    :param x: ``x_k``, (..., B, d)
+    :param increment: what the step adds, in standard deviations of the reference kernel, (..., B, d)
+    :param step: ``k``, one for all or one for each row, (..., B)
+    :return: ``x_{k-1}``, (..., B, d)
+    """
+    return schedule.at("mean_coef", step) * x + schedule.at("std", step) * increment
+
+
+def increment_log_ratio(increment: th.Tensor, rho: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    """
+    ``log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)`` of a sampled step, whose mean over the noise is :func:`kernel_kl`.
+
+    :param increment: output of :func:`sample_increment`, (..., d)
+    :param rho: log-ratio of standard deviations, (..., d)
+    :param noise: its noise, (..., d)
+    :return: log-ratio in nats, (...)
+    """
+    return (0.5 * (increment - noise) * (increment + noise) - rho).sum(dim=-1)
+
+
 def denoising_step(
     schedule: NoiseSchedule, u: th.Tensor, rho: th.Tensor, x: th.Tensor, noise: th.Tensor, step: Step
 ) -> tuple[th.Tensor, th.Tensor]:
@@ -152,12 +177,10 @@ def denoising_step(
     :param x: ``x_k``, (..., B, d)
     :param noise: standard normal noise, (..., B, d)
     :param step: ``k``, one for all or one for each row, (..., B)
-    :return: ``x_{k-1}``, (..., B, d), and ``log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)`` in nats, (..., B), whose
-        mean over the noise is :func:`kernel_kl`
+    :return: ``x_{k-1}``, (..., B, d), and :func:`increment_log_ratio`, (..., B)
     """
-    increment = u + th.exp(rho) * noise  # in standard deviations of the reference kernel
-    x_prev = at_step(schedule.mean_coef, step) * x + at_step(schedule.std, step) * increment
-    return x_prev, (0.5 * (increment - noise) * (increment + noise) - rho).sum(dim=-1)
+    increment = sample_increment(u, rho, noise)
+    return apply_increment(schedule, x, increment, step), increment_log_ratio(increment, rho, noise)
 
 
 def kernel_log_prob(
@@ -175,8 +198,8 @@ def kernel_log_prob(
     :param step: ``k``, one for all or one for each row, (..., B)
     :return: log-density in nats, (..., B)
     """
-    std = at_step(schedule.std, step)
-    increment = (x_prev - at_step(schedule.mean_coef, step) * x) / std  # in standard deviations of the reference kernel
+    std = schedule.std[step].unsqueeze(-1)
+    increment = (x_prev - schedule.at("mean_coef", step) * x) / std  # in standard deviations of the reference kernel
     return gaussian_log_prob((increment - u) * th.exp(-rho), 0.0, 1.0) - (rho + th.log(std)).sum(dim=-1)
 
 
@@ -190,7 +213,7 @@ def implied_score(schedule: NoiseSchedule, u: th.Tensor, x: th.Tensor, step: Ste
     :param step: ``k``, one for all or one for each row, (..., B)
     :return: score, (..., B, d)
     """
-    return -x / schedule.prior_std**2 + at_step(schedule.mean_coef / schedule.std, step) * u
+    return -x / schedule.prior_std**2 + schedule.at("mean_coef", step) / schedule.at("std", step) * u
 
 
 def draw_noise(schedule: NoiseSchedule, batch_size: int, action_dim: int, deterministic: bool = False) -> th.Tensor:
@@ -213,10 +236,32 @@ def respaced_control(control_fn: ControlFn, schedule: NoiseSchedule) -> ControlF
     """
 
     def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
-        u, rho = control_fn(x, int(schedule.steps[step]))
-        return u * schedule.control_scale[step], rho
+        assert isinstance(step, int)
+        u, rho = control_fn(x, schedule.trained_steps[step])
+        return u * schedule.at("control_scale", step), rho
 
     return control
+
+
+def denoise(
+    control_fn: ControlFn, schedule: NoiseSchedule, x: th.Tensor, noise: th.Tensor | None = None
+) -> Iterator[tuple[th.Tensor, th.Tensor, th.Tensor]]:
+    """
+    The loop over the denoising steps, from ``k = K`` to 1.
+
+    :param control_fn: control function
+    :param schedule: noise schedule
+    :param x: ``x_K``, (B, d)
+    :param noise: standard normal noises that make ``x_0 ..``, at least (K, B, d); None to follow the kernels' means
+    :return: for each step ``x_{k-1}``, the increment that made it, in standard deviations of the reference kernel, and
+        ``rho``, each (B, d)
+    """
+    noises = [None] * schedule.diffusion_steps if noise is None else noise.unbind(0)
+    for step in range(schedule.diffusion_steps, 0, -1):
+        u, rho = control_fn(x, step)
+        increment = sample_increment(u, rho, noises[step - 1])
+        x = apply_increment(schedule, x, increment, step)
+        yield x, increment, rho
 
 
 def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor) -> Chain:
@@ -236,13 +281,23 @@ def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tenso
             f"noise of shape {tuple(noise.shape)}: a chain of {n_steps} steps needs ({n_steps + 1}, batch, action)"
         )
     x = noise[n_steps] * schedule.prior_std
-    latents, log_ratios = [x], []
-    for step in range(n_steps, 0, -1):
-        u, rho = control_fn(x, step)
-        x, log_ratio = denoising_step(schedule, u, rho, x, noise[step - 1], step)
-        latents.append(x)
-        log_ratios.append(log_ratio)
-    return Chain(th.stack(latents[::-1]), noise, th.stack(log_ratios[::-1]))
+    latents, increments, rhos = zip(*denoise(control_fn, schedule, x, noise), strict=True)
+    log_ratio = increment_log_ratio(th.stack(increments[::-1]), th.stack(rhos[::-1]), noise[:-1])
+    return Chain(th.stack((*latents[::-1], x)), noise, log_ratio)
+
+
+def sample_latent_action(
+    control_fn: ControlFn, schedule: NoiseSchedule, x: th.Tensor, noise: th.Tensor | None = None
+) -> th.Tensor:
+    """
+    :param control_fn: control function
+    :param schedule: noise schedule
+    :param x: ``x_K``, (B, d)
+    :param noise: standard normal noises that make ``x_0 ..``, at least (K, B, d); None to follow the kernels' means
+    :return: ``x_0`` alone, (B, d)
+    """
+    *_, (latent, _, _) = denoise(control_fn, schedule, x, noise)
+    return latent
 
 
 def path_log_ratio(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:

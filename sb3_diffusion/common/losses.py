@@ -13,7 +13,14 @@ from collections.abc import Callable
 import torch as th
 from torch.nn import functional as F
 
-from sb3_diffusion.common.chain import Chain, ControlFn, Visits, at_step, denoising_step, terminal_log_prob
+from sb3_diffusion.common.chain import (
+    Chain,
+    ControlFn,
+    Visits,
+    denoising_step,
+    sample_increment,
+    terminal_log_prob,
+)
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
 LatentValueFn = Callable[[th.Tensor], th.Tensor]
@@ -117,14 +124,11 @@ def wasserstein_loss(
     :return: loss, a scalar. Only its gradient has a meaning
     """
     # All in standard deviations of the reference kernel, where nothing is too narrow for float32
-    unit = at_step(schedule.std, visits.steps)
+    unit = schedule.at("std", visits.steps)
     std = th.exp(rho)
-    increment = (u + std * visits.noise).detach()
-    gradient = unit * value_gradient + ent_coef * (visits.noise / std.detach() - increment)
-    if fisher_rescaling:
-        direction = u + std * visits.noise
-    else:
-        direction = (u - increment) / (std * unit) ** 2
+    increment = sample_increment(u, rho, visits.noise)
+    gradient = unit * value_gradient + ent_coef * (visits.noise / std - increment).detach()
+    direction = increment if fisher_rescaling else (u - increment.detach()) / (std * unit) ** 2
     return -(direction * gradient).sum(dim=-1).mean() * schedule.diffusion_steps
 
 

@@ -193,7 +193,7 @@ class DiffusionOffPolicyAlgorithm(SAC):
         """
         self._n_updates += 1
         replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
-        ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef.detach())
+        ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef.detach()).squeeze()
         return replay_data, ent_coef, self._n_updates % self.policy_delay == 0
 
     def _update_critics(
@@ -317,10 +317,14 @@ class DiffusionOffPolicyAlgorithm(SAC):
         :param infos: what each gradient step has to log; the means are recorded
         """
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        keys = list(dict.fromkeys(key for info in infos for key in info))
-        means = [th.stack([info[key].detach() for info in infos if key in info]).mean() for key in keys]
-        for key, mean in zip(keys, th.stack(means).tolist() if means else [], strict=True):
-            self.logger.record(key, mean)
+        values: dict[str, list[float]] = {}
+        names = [key for info in infos for key in info]
+        tensors = [value.detach() for info in infos for value in info.values()]
+        # One transfer for all
+        for key, value in zip(names, th.stack(tensors).tolist() if tensors else [], strict=True):
+            values.setdefault(key, []).append(value)
+        for key, numbers in values.items():
+            self.logger.record(key, float(np.mean(numbers)))
 
     def _setup_learn(
         self,

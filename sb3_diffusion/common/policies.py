@@ -25,14 +25,15 @@ from sb3_diffusion.common.chain import (
     ControlFn,
     Step,
     action_log_prob,
-    at_step,
+    apply_increment,
     denoising_kernel,
-    denoising_step,
     draw_noise,
     kernel_kl,
     kernel_log_prob,
     respaced_control,
     sample_chain,
+    sample_increment,
+    sample_latent_action,
 )
 from sb3_diffusion.common.checks import check_action_space, check_finite_tensor, check_integer, check_no_sde
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
@@ -83,9 +84,16 @@ class ChainPolicy:
         :param context: what the score network needs to know of the observations, (B, W)
         :return: the control function of these observations on the schedule of training
         """
+        network, schedule = self.score_network, self.schedule
+        times: tuple[th.Tensor, ...] = ()
 
         def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
-            return self.score_network.control(context, at_step(self.schedule.visibility, step) * x, step)
+            nonlocal times
+            if not isinstance(step, int):
+                return network.control(context, schedule.at("visibility", step) * x, step)
+            times = times or network.embed_steps()
+            visible = x if schedule.at("visibility", step) else None
+            return network.to_control(network.forward_step(context, times[step], visible))
 
         return control
 
@@ -110,13 +118,19 @@ class ChainPolicy:
         :param deterministic: start at 0 and follow the kernels' means
         :param noise: standard normal noises, (inference_steps+1, B, d); drawn if None
         :return: actions in [-1, 1], (B, d)
+        :raises ValueError: if they are NaN
         """
-        schedule = self.inference_schedule
-        if noise is None:
-            noise = draw_noise(schedule, len(context), self.action_dim, deterministic)
-        if schedule is self.schedule:
-            return self.sample(context, noise).action
-        return sample_chain(respaced_control(self.control_fn(context), schedule), schedule, noise).action
+        schedule, control_fn = self.inference_schedule, self.control_fn(context)
+        if schedule is not self.schedule:
+            control_fn = respaced_control(control_fn, schedule)
+        if deterministic and noise is None:
+            x = sample_latent_action(control_fn, schedule, context.new_zeros(len(context), self.action_dim))
+        else:
+            if noise is None:
+                noise = draw_noise(schedule, len(context), self.action_dim)
+            x = sample_latent_action(control_fn, schedule, noise[-1] * schedule.prior_std, noise)
+        check_finite_tensor("latent action", x)
+        return th.tanh(x)
 
 
 class DiffusionActor(ChainPolicy, BasePolicy):
@@ -496,9 +510,12 @@ class DiffusionSACPolicy(SACPolicy):
         return actions[best]
 
     def set_training_mode(self, mode: bool) -> None:
-        super().set_training_mode(mode)
-        if self.diffusion_value is not None:
-            self.diffusion_value.set_training_mode(mode)
+        trained = [net for net in (self.actor, self.critic, self.diffusion_value) if net is not None]
+        # Every prediction asks for it, and each walk through all modules costs as much as a layer
+        if any(net.training != mode for net in trained):
+            for net in trained:
+                net.set_training_mode(mode)
+        self.training = mode
 
 
 class DiffusionSACCnnPolicy(DiffusionSACPolicy):
@@ -759,7 +776,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         return self._step_values(contexts[1], x, step), log_prob, kernel_kl(u, rho)
 
     def _step_values(self, value_context: th.Tensor, x: th.Tensor, step: Step) -> th.Tensor:
-        x = at_step(self.schedule.visibility, step) * x
+        x = self.schedule.at("visibility", step) * x
         if self.chain_kwargs["state_value"]:
             x, step = th.zeros_like(x), self.schedule.diffusion_steps
         return self.value_net(value_context, x, step).squeeze(-1)
@@ -798,10 +815,9 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     def _sample_step(
         self, context: th.Tensor, x: th.Tensor, step: th.Tensor, deterministic: bool, noise: th.Tensor | None
     ) -> th.Tensor:
-        if noise is None:
-            noise = th.zeros_like(x) if deterministic else th.randn_like(x)
-        x_prev, _ = denoising_step(self.schedule, *self.control_fn(context)(x, step), x, noise, step)
-        return x_prev
+        if noise is None and not deterministic:
+            noise = th.randn_like(x)
+        return apply_increment(self.schedule, x, sample_increment(*self.control_fn(context)(x, step), noise), step)
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False, noise: th.Tensor | None = None

@@ -95,6 +95,24 @@ class DenoisingNetwork(nn.Module):
         time = self.time_layer(self.time_features[step])  # (W,) or (..., B, W)
         return self.head(context + time + self.latent_layer(x))
 
+    def embed_steps(self) -> tuple[th.Tensor, ...]:
+        """
+        :return: the share of ``k = 0 .. K`` in the head's first layer, each (W,), for :meth:`forward_step`
+        """
+        return self.time_layer(self.time_features).unbind(0)
+
+    def forward_step(self, context: th.Tensor, time: th.Tensor, x: th.Tensor | None) -> th.Tensor:
+        """
+        :meth:`forward` of a batch at one step, with as few operations as it takes: on small batches their number is the cost.
+
+        :param context: output of :meth:`encode`, (B, W)
+        :param time: what :meth:`embed_steps` has for the step, (W,)
+        :param x: ``x_k``, (B, d); None for zeros
+        :return: output of the network, (B, output_dim)
+        """
+        hidden = context + time
+        return self.head(hidden if x is None else th.addmm(hidden, x, self.latent_layer.weight.t()))
+
 
 class ScoreNetwork(DenoisingNetwork):
     """
@@ -145,10 +163,16 @@ class ScoreNetwork(DenoisingNetwork):
         :param context: output of :meth:`encode`, (..., B, W)
         :param x: ``x_k``, (..., B, d)
         :param step: ``k``, one for all or one for each row, (..., B)
+        :return: output of :meth:`to_control`
+        """
+        return self.to_control(self(context, x, step))
+
+    def to_control(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param output: output of :meth:`forward` or :meth:`forward_step`, (..., B, d or 2 d)
         :return: control ``u``, the shift of the kernel's mean in standard deviations of the reference kernel, and
             ``rho``, the log-ratio of the two standard deviations, each (..., B, d)
         """
-        output = self(context, x, step)
-        rho = output[..., self.action_dim :] if self.learn_std else th.zeros_like(output)
-        u = (output[..., : self.action_dim] * self.control_scale).clamp(-CONTROL_MAX, CONTROL_MAX)
+        u, rho = output.split(self.action_dim, dim=-1) if self.learn_std else (output, th.zeros_like(output))
+        u = (u * self.control_scale).clamp(-CONTROL_MAX, CONTROL_MAX)
         return u, rho.clamp(LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX)
