@@ -46,8 +46,9 @@ def test_two_steps_by_hand():
 def fill(buffer, obs):
     th.manual_seed(0)
     for t in range(T):
-        x, rest = th.randn(K + 1, N, D), th.randn(2, K, N)
-        buffer.add(obs(t), x, np.full(N, t, dtype=np.float32), np.array([t == 0, t in (0, 3)]), *rest)
+        buffer.add(obs(t), th.randn(K + 1, N, D), np.full(N, t, dtype=np.float32), np.array([t == 0, t in (0, 3)]))
+    for steps in (slice(0, 2), slice(2, T)):
+        buffer.set_evaluation(steps, *th.randn(3, K, len(range(T)[steps]) * N))
     buffer.compute_returns_and_advantage(th.zeros(N, 1), np.array([False, True]), ent_coef=0.5)
 
 
@@ -68,11 +69,25 @@ def test_minibatches_keep_chains_together():
     assert sorted(seen) == [*range(T), *range(10, 10 + T)]
 
 
+def test_the_policys_evaluation_stays_with_its_chain():
+    buffer = ChainRolloutBuffer(T, spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (D,)), "cpu", 0.9, 0.99, N, diffusion_steps=K)
+    fill(buffer, lambda t: np.array([[t], [10 + t]], dtype=np.float32))
+    obs, x = buffer.chains(slice(1, 3))
+    step = th.arange(1, K + 1)[:, None]
+    buffer.set_evaluation(slice(1, 3), 100 * step + obs[:, 0], x[1:].sum(dim=-1), 0 * step + obs[:, 0])
+    for t, env in ((1, 0), (2, 1)):
+        np.testing.assert_array_equal(buffer.step_values[t, env], [100 * k + 10 * env + t for k in range(1, K + 1)])
+        chain = buffer.actions[t, env].reshape(K + 1, D)
+        np.testing.assert_allclose(buffer.step_log_probs[t, env], chain[1:].sum(axis=-1), rtol=1e-5)
+        assert buffer.values[t, env] == 100 * K + 10 * env + t
+        assert buffer.log_probs[t, env] == pytest.approx(chain[1:].sum(), rel=1e-4)
+
+
 def test_soft_rewards():
     buffer = ChainRolloutBuffer(1, spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (D,)), "cpu", 1.0, 1.0, 1, diffusion_steps=K)
-    zeros = th.zeros(K, 1)
-    buffer.add(np.zeros((1, 1)), th.zeros(K + 1, 1, D), np.array([2.0]), np.array([True]), zeros, zeros)
-    buffer.step_costs[0, 0] = [1.0, 2.0, 4.0]
+    buffer.add(np.zeros((1, 1)), th.zeros(K + 1, 1, D), np.array([2.0]), np.array([True]))
+    costs = th.tensor([[1.0], [2.0], [4.0]])
+    buffer.set_evaluation(slice(0, 1), th.zeros(K, 1), th.zeros(K, 1), costs)
     buffer.compute_returns_and_advantage(th.zeros(1), np.array([True]), ent_coef=0.1)
     # Step k collects the reward and the costs of the steps from k on
     np.testing.assert_allclose(buffer.step_returns[0, 0], [2 - 0.1, 2 - 0.3, 2 - 0.7], rtol=1e-6)

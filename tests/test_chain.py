@@ -17,6 +17,7 @@ from sb3_diffusion.common.chain import (
     path_log_ratio,
     path_log_ratio_noising,
     sample_chain,
+    sample_latent_action,
     squash_log_det,
     terminal_log_prob,
 )
@@ -197,10 +198,16 @@ def test_chain_follows_its_noise():
 
 def test_visits_and_end_of_a_chain():
     chain = sample(NoiseSchedule(3), batch_size=5)
-    visits = chain.visit(th.tensor([[1, 2, 3], [3, 3, 1]]))
+    visits = chain.first(3).visit(th.tensor([[1, 2, 3], [3, 3, 1]]))
     assert th.equal(visits.x[0, 1], chain.x[2, 1]) and th.equal(visits.x_prev[0, 1], chain.x[1, 1])
     assert th.equal(visits.noise[1, 0], chain.noise[2, 0]) and visits.x.shape == (2, 3, 2)
-    end = chain.end(2)
+    visits = chain.visit(th.tensor([[2], [3]]))  # the same steps for all
+    assert (
+        th.equal(visits.x, chain.x[2:]) and th.equal(visits.x_prev, chain.x[1:3]) and th.equal(visits.noise, chain.noise[1:3])
+    )
+    alone = chain.first(1).visit(th.tensor([[3], [1]]))
+    assert th.equal(alone.x, chain.x[[3, 1], :1])
+    end = chain.first(2).end()
     assert end.x.shape == (1, 2, 2)
     assert th.equal(end.action, chain.action[:2]) and th.equal(end.log_ratio, chain.log_ratio[:, :2])
 
@@ -213,6 +220,14 @@ def test_deterministic_chain_follows_the_means():
         u, _ = some_control(x, step)
         x = schedule.mean_coef[step] * x + schedule.std[step] * u
     th.testing.assert_close(sample_chain(some_control, schedule, noise).x[0], x)
+    th.testing.assert_close(sample_latent_action(some_control, schedule, th.zeros(1, 1)), x)
+
+
+def test_latent_action_alone():
+    schedule = NoiseSchedule(4)
+    noise = draw_noise(schedule, 5, 2)
+    x = sample_latent_action(some_control, schedule, noise[-1] * schedule.prior_std, noise)
+    assert th.equal(x, sample_chain(some_control, schedule, noise).x[0])
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 2), (5, 4, 2), (4, 2)])

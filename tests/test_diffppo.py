@@ -83,7 +83,7 @@ def test_starts_as_the_prior():
     obs = th.rand(50, 3)
     with th.no_grad():
         x, _, _ = policy(obs)
-        _, _, step_kl = policy.evaluate_steps(policy.encode(obs), x[1:], x[:-1], policy.all_steps(50))
+        _, _, step_kl = policy.evaluate_steps(policy.encode(obs), x[1:], x[:-1], policy.schedule.all_steps())
     assert step_kl.max() < 1e-3
 
 
@@ -92,7 +92,7 @@ def test_soft_rewards_cost_the_kl_and_the_entropy_of_the_end():
     buffer = model.rollout_buffer
     obs, x = buffer.chains(slice(None))
     with th.no_grad():
-        contexts, steps = model.policy.encode(obs), model.policy.all_steps(32)
+        contexts, steps = model.policy.encode(obs), model.policy.schedule.all_steps()
         _, _, step_kl = model.policy.evaluate_steps(contexts, x[1:], x[:-1], steps)
     squashed = th.distributions.Normal(0.0, 1.0).log_prob(x[0]) - th.log(1 - x[0].tanh() ** 2)
     step_kl[0] += squashed.sum(dim=-1)

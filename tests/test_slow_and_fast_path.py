@@ -31,9 +31,9 @@ class SlowPolicy(DiffusionActorCriticPolicy):
 
 
 class FastPolicy(DiffusionActorCriticPolicy):
-    def forward(self, obs):
+    def sample_path(self, obs):
         noise = th.stack([keyed_noise(obs, k) for k in range(self.schedule.diffusion_steps + 1)])
-        return super().forward(obs, noise=noise)
+        return super().sample_path(obs, noise=noise)
 
     def predict_values(self, obs):
         return super().predict_values(obs, keyed_noise(obs, self.schedule.diffusion_steps))
@@ -143,7 +143,7 @@ def test_same_loss_with_a_temperature_in_the_loss(normalize_advantage, clip_rang
 def test_slow_policy_acts_like_the_fast_one(diffusion_steps):
     slow, fast = make_models(ENVS[0], diffusion_steps, "vec")
     obs = slow.env.reset()
-    fast_actions = fast.policy(obs_as_tensor(obs[OBSERVATION_KEY], "cpu"))[0][0].tanh().detach()
+    fast_actions = fast.policy.sample_path(obs_as_tensor(obs[OBSERVATION_KEY], "cpu"))[0].tanh().detach()
     for _ in range(diffusion_steps):
         with th.no_grad():
             latent, _, _ = slow.policy(obs_as_tensor(obs, "cpu"))

@@ -111,26 +111,32 @@ class ChainRolloutBuffer(RolloutBuffer):
             setattr(self, name, np.zeros((self.buffer_size, self.n_envs, self.diffusion_steps), dtype=np.float32))
 
     def add(  # type: ignore[override]
-        self,
-        obs: np.ndarray | dict[str, np.ndarray],
-        x: th.Tensor,
-        reward: np.ndarray,
-        episode_start: np.ndarray,
-        values: th.Tensor,
-        log_prob: th.Tensor,
+        self, obs: np.ndarray | dict[str, np.ndarray], x: th.Tensor, reward: np.ndarray, episode_start: np.ndarray
     ) -> None:
         """
         :param obs: observations
         :param x: ``x_0 .. x_K``, (K+1, N, d)
         :param reward: rewards of the environments, (N,)
         :param episode_start: whether an episode starts here, (N,)
-        :param values: ``V(s, x_k, k)``, (K, N)
-        :param log_prob: ``log q(x_{k-1} | x_k, s)``, (K, N)
         """
-        for name, steps in (("step_values", values), ("step_log_probs", log_prob)):
-            getattr(self, name)[self.pos] = steps.T.cpu().numpy()
-        chains = x.transpose(0, 1).cpu().numpy()
-        super().add(obs, chains, reward, episode_start, values[-1], log_prob.sum(dim=0))  # type: ignore[arg-type]
+        # Values and densities follow from these, and take less time for many steps at once
+        unknown = th.zeros(self.n_envs)
+        super().add(obs, x.transpose(0, 1).cpu().numpy(), reward, episode_start, unknown, unknown)  # type: ignore[arg-type]
+
+    def set_evaluation(self, steps: slice, values: th.Tensor, log_prob: th.Tensor, costs: th.Tensor) -> None:
+        """
+        What the policy of the rollout says of the chains.
+
+        :param steps: steps of the environments
+        :param values: ``V(s, x_k, k)`` of their B chains, in the order of :meth:`chains`, (K, B)
+        :param log_prob: ``log q(x_{k-1} | x_k, s)``, (K, B)
+        :param costs: what the temperature multiplies, (K, B)
+        """
+        for name, of_steps in (("step_values", values), ("step_log_probs", log_prob), ("step_costs", costs)):
+            array = getattr(self, name)
+            array[steps] = of_steps.T.cpu().numpy().reshape(array[steps].shape)
+        self.values[steps] = self.step_values[steps, :, -1]
+        self.log_probs[steps] = self.step_log_probs[steps].sum(axis=-1)
 
     def chains(self, steps: slice) -> tuple[PyTorchObs, th.Tensor]:
         """

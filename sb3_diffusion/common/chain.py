@@ -19,11 +19,23 @@ Step = int | th.Tensor
 ControlFn = Callable[[th.Tensor, Step], tuple[th.Tensor, th.Tensor]]
 
 
+def take_steps(values: th.Tensor, index: th.Tensor) -> th.Tensor:
+    """
+    :param values: what each denoising step of each chain has, (K or K+1, B, ...)
+    :param index: which of them to take, (M, B), or the same consecutive ones for all chains, (M, 1)
+    :return: a copy, or in the second case a view, (M, B, ...)
+    """
+    if index.shape[1] == 1 != values.shape[1]:
+        start = int(index[0])
+        return values[start : start + len(index)]
+    return values[index, th.arange(index.shape[1], device=index.device)]
+
+
 class Visits(NamedTuple):
     """
     Some steps of a batch of chains, as they were sampled.
 
-    :param steps: ``k``, (M, B)
+    :param steps: ``k``, (M, B), or the same for all chains, (M, 1)
     :param x: ``x_k``, (M, B, d)
     :param x_prev: ``x_{k-1}``, (M, B, d)
     :param noise: what made ``x_{k-1}``, (M, B, d)
@@ -55,20 +67,23 @@ class Chain(NamedTuple):
 
     def visit(self, steps: th.Tensor) -> Visits:
         """
-        :param steps: steps ``k`` of the first B chains, (M, B)
-        :return: a copy of what was sampled at these steps
+        :param steps: steps ``k``, (M, B), or consecutive ones, the same for all chains, (M, 1)
+        :return: what was sampled at these steps
         """
-        rows = th.arange(steps.shape[1], device=steps.device)
-        return Visits(steps, self.x[steps, rows], self.x[steps - 1, rows], self.noise[steps - 1, rows])
+        return Visits(steps, take_steps(self.x, steps), take_steps(self.x, steps - 1), take_steps(self.noise, steps - 1))
 
-    def end(self, batch_size: int) -> "Chain":
+    def first(self, batch_size: int) -> "Chain":
         """
         :param batch_size: number of chains B
-        :return: a copy of the first B chains whose ``x`` and ``noise`` hold only ``x_0``'s, so that they take no more
-            memory for more steps
+        :return: a view of the first B chains
         """
-        x, noise = self.x[:1, :batch_size].clone(), self.noise[:1, :batch_size].clone()
-        return Chain(x, noise, self.log_ratio[:, :batch_size].clone())
+        return Chain(*(part[:, :batch_size] for part in self))
+
+    def end(self) -> "Chain":
+        """
+        :return: a copy whose ``x`` and ``noise`` hold only ``x_0``'s, so that they take no more memory for more steps
+        """
+        return Chain(self.x[:1].clone(), self.noise[:1].clone(), self.log_ratio.clone())
 
 
 def gaussian_log_prob(x: th.Tensor, mean: th.Tensor | float, std: th.Tensor | float) -> th.Tensor:

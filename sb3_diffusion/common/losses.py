@@ -58,11 +58,11 @@ def draw_steps(n_steps: int, n_drawn: int, batch_size: int, device: th.device) -
     :param n_drawn: how many different steps to draw for each sample, from 1; all of them from K on
     :param batch_size: number of samples B
     :param device: where the result is needed
-    :return: steps between 1 and K, each equally likely, (min(n_drawn, K), B)
+    :return: steps between 1 and K, each equally likely, (n_drawn, B), or all of them in order, (K, 1)
     """
     if n_drawn >= n_steps:
-        return th.arange(1, n_steps + 1, device=device)[:, None].expand(-1, batch_size)
-    return th.rand(n_steps, batch_size, device=device).argsort(dim=0)[:n_drawn] + 1
+        return th.arange(1, n_steps + 1, device=device)[:, None]
+    return th.rand(batch_size, n_steps, device=device).argsort(dim=1)[:, :n_drawn].T + 1
 
 
 def pathwise_loss(chain: Chain, value_gradient: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:

@@ -127,6 +127,12 @@ class NoiseSchedule(nn.Module):
         """Number of denoising steps K."""
         return len(self.beta) - 1
 
+    def all_steps(self) -> th.Tensor:
+        """
+        :return: ``k = 1 .. K``, the same for each row of a batch, (K, 1)
+        """
+        return self.steps[1:, None]
+
     def respaced(self, n_steps: int) -> "NoiseSchedule":
         """
         A schedule of fewer steps through the same noise levels (Nichol & Dhariwal, 2021, section 4), for faster inference

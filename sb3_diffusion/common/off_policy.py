@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_
 from stable_baselines3.sac.sac import SAC
 from torch.nn import functional as F
 
-from sb3_diffusion.common.chain import Chain, Visits, action_log_prob
+from sb3_diffusion.common.chain import Chain, Visits, action_log_prob, take_steps
 from sb3_diffusion.common.checks import (
     check_choice,
     check_finite_array,
@@ -285,9 +285,9 @@ class DiffusionOffPolicyAlgorithm(SAC):
             return lean_adjoint(self.actor.schedule, visits.steps, gradient), {}
         value_net = self.policy.diffusion_value
         assert value_net is not None
-        n_chains = visits.steps.shape[1]
+        n_chains = visits.x.shape[1]
         context = value_net.encode(obs)
-        returns = returns_along_chain(chain.log_ratio, value, ent_coef).gather(0, visits.steps)
+        returns = take_steps(returns_along_chain(chain.log_ratio, value, ent_coef), visits.steps)
         predicted = value_net(context.repeat(n_chains // len(context), 1), visits.x, visits.steps)
         loss = 0.5 * F.mse_loss(predicted, returns)
         optimize(value_net.optimizer, "diffusion value loss", loss, returns=returns, values=predicted)

@@ -788,15 +788,18 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         if noise is None:
             noise = draw_noise(self.schedule, len(contexts[0]), self.action_dim, deterministic)
         chain = self.sample(contexts[0], noise)
-        values, log_prob, _ = self.evaluate_steps(contexts, chain.x[1:], chain.x[:-1], self.all_steps(len(contexts[0])))
+        values, log_prob, _ = self.evaluate_steps(contexts, chain.x[1:], chain.x[:-1], self.schedule.all_steps())
         return chain.x, values, log_prob
 
-    def all_steps(self, batch_size: int) -> th.Tensor:
+    def sample_path(self, obs: PyTorchObs, noise: th.Tensor | None = None) -> th.Tensor:
         """
-        :param batch_size: number of chains B
-        :return: ``k = 1 .. K`` of each chain, (K, B)
+        What a rollout needs of :meth:`forward`.
+
+        :param obs: observations, without latent action and step
+        :param noise: standard normal noises, (K+1, B, d); drawn if None
+        :return: ``x_0 .. x_K``, (K+1, B, d)
         """
-        return self.schedule.steps[1:, None].expand(-1, batch_size)
+        return self.sample(self.encode(obs)[0], noise).x
 
     def _split(self, obs: PyTorchObs) -> tuple[tuple[th.Tensor, th.Tensor], th.Tensor, th.Tensor]:
         """

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.ppo.ppo import PPO
 
 from sb3_diffusion.common.buffers import ChainRolloutBuffer, ChainRolloutBufferSamples, DictChainRolloutBuffer
-from sb3_diffusion.common.chain import kernel_kl, kernel_log_prob, terminal_log_prob
+from sb3_diffusion.common.chain import kernel_log_prob, take_steps, terminal_log_prob
 from sb3_diffusion.common.checks import (
     check_finite_array,
     check_integer,
@@ -286,7 +286,7 @@ class DiffPPO(PPO):
         for _ in range(n_rollout_steps):
             with th.no_grad():
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                x, values, log_prob = self.policy(obs_tensor)
+                x = self.policy.sample_path(obs_tensor)
             actions = th.tanh(x[0]).cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
             new_obs, rewards, dones, infos = env.step(self.policy.unscale_action(actions))
             check_transition(rewards, new_obs, infos, self._vec_normalize_env)  # type: ignore[arg-type]
@@ -299,34 +299,34 @@ class DiffPPO(PPO):
 
             self._update_info_buffer(infos, dones)
             self._bootstrap_timeouts(rewards, dones, infos)
-            rollout_buffer.add(self._last_obs, x, rewards, self._last_episode_starts, values, log_prob)  # type: ignore[arg-type]
+            rollout_buffer.add(self._last_obs, x, rewards, self._last_episode_starts)  # type: ignore[arg-type]
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
         with th.no_grad():
             last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
-        if self.temperature > 0:
-            self._measure_costs(rollout_buffer)
+        self._evaluate_rollout(rollout_buffer)
         rollout_buffer.compute_returns_and_advantage(last_values, dones, self.temperature)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _measure_costs(self, rollout_buffer: ChainRolloutBuffer, chunk: int = 64) -> None:
+    def _evaluate_rollout(self, rollout_buffer: ChainRolloutBuffer, chunk: int = 64) -> None:
         """
-        What the temperature multiplies in the soft rewards: the KL of each step to the reference kernel, and at the last one
-        the end's share of the bound.
+        Values and log-densities of all denoising steps, and what the temperature multiplies in the soft rewards: the KL of
+        each step to the reference kernel, and at the last one the end's share of the bound.
 
-        :param rollout_buffer: full buffer, whose ``step_costs`` are set
+        :param rollout_buffer: full buffer, whose ``step_values``, ``step_log_probs`` and ``step_costs`` are set
         :param chunk: steps of the environments in one pass
         """
         for start in range(0, rollout_buffer.buffer_size, chunk):
-            obs, x = rollout_buffer.chains(slice(start, start + chunk))
+            steps = slice(start, start + chunk)
+            obs, x = rollout_buffer.chains(steps)
             with th.no_grad():
-                context, _ = self.policy.encode(obs)
-                costs = kernel_kl(*self.policy.control_fn(context)(x[1:], self.policy.all_steps(len(context))))  # (K, B)
+                values, log_prob, costs = self.policy.evaluate_steps(
+                    self.policy.encode(obs), x[1:], x[:-1], self.policy.schedule.all_steps()
+                )
                 costs[0] += terminal_log_prob(self.policy.schedule, x[0])
-            shape = rollout_buffer.step_costs[start : start + chunk].shape
-            rollout_buffer.step_costs[start : start + chunk] = costs.T.cpu().numpy().reshape(shape)
+            rollout_buffer.set_evaluation(steps, values, log_prob, costs)
 
     def _bootstrap_timeouts(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """
@@ -414,14 +414,16 @@ class DiffPPO(PPO):
             kl_coef = kl_coef / std
         n_drawn = self.denoising_steps_per_update or self.diffusion_steps
         steps = draw_steps(self.diffusion_steps, n_drawn, advantages.shape[1], advantages.device)  # (M, B)
-        rows, index = th.arange(steps.shape[1], device=steps.device), steps - 1
         values, log_prob, step_kl = self.policy.evaluate_steps(
-            self.policy.encode(data.observations), data.x[steps, rows], data.x[index, rows], steps
+            self.policy.encode(data.observations), take_steps(data.x, steps), take_steps(data.x, steps - 1), steps
         )
-        weighted = advantages.gather(0, index) * self.gamma_diffusion**index
-        policy_loss, info = clipped_surrogate_loss(log_prob, data.old_log_prob.gather(0, index), weighted, clip_ranges[index])
+        old_values, old_log_prob, advantages, returns = (
+            take_steps(of_steps, steps - 1) for of_steps in (data.old_values, data.old_log_prob, advantages, data.returns)
+        )
+        weighted = advantages * self.gamma_diffusion ** (steps - 1)
+        policy_loss, info = clipped_surrogate_loss(log_prob, old_log_prob, weighted, clip_ranges[steps - 1])
         clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        value_loss = clipped_value_loss(values, data.old_values.gather(0, index), data.returns.gather(0, index), clip_range_vf)
+        value_loss = clipped_value_loss(values, old_values, returns, clip_range_vf)
         entropy_loss = step_kl.mean()
         loss = policy_loss + kl_coef * entropy_loss + self.vf_coef * value_loss
         info.update(
@@ -443,7 +445,7 @@ class DiffPPO(PPO):
             th.as_tensor(buffer.step_log_probs, device=self.device).reshape(-1, self.diffusion_steps).T,
         )
         # The reference kernel is the one without control
-        zeros, steps = th.zeros_like(x[1:]), self.policy.all_steps(x.shape[1])
+        zeros, steps = th.zeros_like(x[1:]), self.policy.schedule.all_steps()
         log_ratio = (log_prob - kernel_log_prob(schedule, zeros, zeros, x[1:], x[:-1], steps)).mean(dim=1)  # (K,)
         for step in sorted({1, (self.diffusion_steps + 1) // 2, self.diffusion_steps}):
             self.logger.record(f"diffusion/kl_step_{step}", log_ratio[step - 1].item())

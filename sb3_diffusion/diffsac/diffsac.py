@@ -120,7 +120,8 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
         with th.no_grad():
             chains = self.actor.sample(th.cat((context, self.actor.encode(next_obs))))
             log_prob = action_log_prob(schedule, chains)
-            return chains.end(batch_size), chains.visit(steps), chains.action[batch_size:], log_prob[batch_size:]
+            chain = chains.first(batch_size)
+            return chain.end(), chain.visit(steps), chains.action[batch_size:], log_prob[batch_size:]
 
     def _update_actor(
         self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits | None, ent_coef: th.Tensor
