@@ -213,7 +213,7 @@ def test_memory_does_not_grow_with_the_number_of_steps():
     """What autograd keeps for one update of the actor, in bytes."""
 
     def saved_bytes(actor_loss, diffusion_steps):
-        model = make_model(actor_loss=actor_loss, diffusion_steps=diffusion_steps, batch_size=64)
+        model = make_model(actor_loss=actor_loss, diffusion_steps=diffusion_steps, batch_size=64, policy_kwargs={})
         model.learn(12)
         total = 0
 
@@ -228,7 +228,7 @@ def test_memory_does_not_grow_with_the_number_of_steps():
 
     for actor_loss in ("adjoint", "diffusion_value"):
         assert saved_bytes(actor_loss, 64) <= 1.05 * saved_bytes(actor_loss, 4)
-    assert saved_bytes("pathwise", 64) > 5 * saved_bytes("pathwise", 4)
+    assert saved_bytes("pathwise", 64) > 1.5 * saved_bytes("pathwise", 4)
 
 
 @pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")

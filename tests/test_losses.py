@@ -211,4 +211,5 @@ def test_drawn_steps_estimate_the_sum_over_all():
         steps = draw_steps(6, n_drawn, N_SAMPLES, gradient.device)
         step_gradient = lean_adjoint(schedule, steps, gradient)
         losses.append(step_loss(chain_model.control_fn, schedule, chain.visit(steps), step_gradient, ALPHA).item())
-    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    # Their standard error is 0.009
+    assert losses[0] == pytest.approx(losses[1], abs=0.036)

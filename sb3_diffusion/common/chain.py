@@ -86,6 +86,15 @@ class Chain(NamedTuple):
         return Chain(self.x[:1].clone(), self.noise[:1].clone(), self.log_ratio.clone())
 
 
+def at_step(values: th.Tensor, step: Step) -> th.Tensor:
+    """
+    :param values: a buffer of the noise schedule, (K+1,)
+    :param step: ``k``, one for all or one for each row, (..., B)
+    :return: the value of each step, a scalar or (..., B, 1)
+    """
+    return values[step] if isinstance(step, int) else values[step].unsqueeze(-1)
+
+
 def gaussian_log_prob(x: th.Tensor, mean: th.Tensor | float, std: th.Tensor | float) -> th.Tensor:
     """
     Log-density of a diagonal Gaussian.
@@ -112,7 +121,8 @@ def denoising_kernel(
     :param step: ``k``, one for all or one for each row, (..., B)
     :return: mean and standard deviation of ``x_{k-1}``, each (..., B, d)
     """
-    return apply_increment(schedule, x, u, step), schedule.at("std", step) * th.exp(rho)
+    std = at_step(schedule.std, step)
+    return apply_increment(x, u, at_step(schedule.mean_coef, step), std), std * th.exp(rho)
 
 
 def kernel_kl(u: th.Tensor, rho: th.Tensor) -> th.Tensor:
@@ -157,15 +167,15 @@ def sample_increment(u: th.Tensor, rho: th.Tensor, noise: th.Tensor | None) -> t
     return u if noise is None else th.addcmul(u, th.exp(rho), noise)
 
 
-def apply_increment(schedule: NoiseSchedule, x: th.Tensor, increment: th.Tensor, step: Step) -> th.Tensor:
+def apply_increment(x: th.Tensor, increment: th.Tensor, mean_coef: th.Tensor, std: th.Tensor) -> th.Tensor:
     """
-    :param schedule: noise schedule
     :param x: ``x_k``, (..., B, d)
     :param increment: what the step adds, in standard deviations of the reference kernel, (..., B, d)
-    :param step: ``k``, one for all or one for each row, (..., B)
+    :param mean_coef: ``sqrt(1 - beta_k)``, a scalar or (..., B, 1)
+    :param std: ``sqrt(beta_k) nu``, a scalar or (..., B, 1)
     :return: ``x_{k-1}``, (..., B, d)
     """
-    return schedule.at("mean_coef", step) * x + schedule.at("std", step) * increment
+    return th.addcmul(mean_coef * x, std, increment)
 
 
 def increment_log_ratio(increment: th.Tensor, rho: th.Tensor, noise: th.Tensor) -> th.Tensor:
@@ -195,7 +205,8 @@ def denoising_step(
     :return: ``x_{k-1}``, (..., B, d), and :func:`increment_log_ratio`, (..., B)
     """
     increment = sample_increment(u, rho, noise)
-    return apply_increment(schedule, x, increment, step), increment_log_ratio(increment, rho, noise)
+    x_prev = apply_increment(x, increment, at_step(schedule.mean_coef, step), at_step(schedule.std, step))
+    return x_prev, increment_log_ratio(increment, rho, noise)
 
 
 def kernel_log_prob(
@@ -213,8 +224,8 @@ def kernel_log_prob(
     :param step: ``k``, one for all or one for each row, (..., B)
     :return: log-density in nats, (..., B)
     """
-    std = schedule.std[step].unsqueeze(-1)
-    increment = (x_prev - schedule.at("mean_coef", step) * x) / std  # in standard deviations of the reference kernel
+    std = at_step(schedule.std, step)
+    increment = (x_prev - at_step(schedule.mean_coef, step) * x) / std  # in standard deviations of the reference kernel
     return gaussian_log_prob((increment - u) * th.exp(-rho), 0.0, 1.0) - (rho + th.log(std)).sum(dim=-1)
 
 
@@ -228,7 +239,7 @@ def implied_score(schedule: NoiseSchedule, u: th.Tensor, x: th.Tensor, step: Ste
     :param step: ``k``, one for all or one for each row, (..., B)
     :return: score, (..., B, d)
     """
-    return -x / schedule.prior_std**2 + schedule.at("mean_coef", step) / schedule.at("std", step) * u
+    return -x / schedule.prior_std**2 + at_step(schedule.mean_coef / schedule.std, step) * u
 
 
 def draw_noise(schedule: NoiseSchedule, batch_size: int, action_dim: int, deterministic: bool = False) -> th.Tensor:
@@ -253,7 +264,7 @@ def respaced_control(control_fn: ControlFn, schedule: NoiseSchedule) -> ControlF
     def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
         assert isinstance(step, int)
         u, rho = control_fn(x, schedule.trained_steps[step])
-        return u * schedule.at("control_scale", step), rho
+        return u * schedule.control_scale[step], rho
 
     return control
 
@@ -272,10 +283,11 @@ def denoise(
         ``rho``, each (B, d)
     """
     noises = [None] * schedule.diffusion_steps if noise is None else noise.unbind(0)
+    mean_coef, std = schedule.mean_coef.unbind(0), schedule.std.unbind(0)
     for step in range(schedule.diffusion_steps, 0, -1):
         u, rho = control_fn(x, step)
         increment = sample_increment(u, rho, noises[step - 1])
-        x = apply_increment(schedule, x, increment, step)
+        x = apply_increment(x, increment, mean_coef[step], std[step])
         yield x, increment, rho
 
 

@@ -17,6 +17,7 @@ from sb3_diffusion.common.chain import (
     Chain,
     ControlFn,
     Visits,
+    at_step,
     denoising_step,
     sample_increment,
     terminal_log_prob,
@@ -124,7 +125,7 @@ def wasserstein_loss(
     :return: loss, a scalar. Only its gradient has a meaning
     """
     # All in standard deviations of the reference kernel, where nothing is too narrow for float32
-    unit = schedule.at("std", visits.steps)
+    unit = at_step(schedule.std, visits.steps)
     std = th.exp(rho)
     increment = sample_increment(u, rho, visits.noise)
     gradient = unit * value_gradient + ent_coef * (visits.noise / std - increment).detach()

@@ -88,7 +88,6 @@ class NoiseSchedule(nn.Module):
         check_positive("prior_std", prior_std, "the standard deviation of the prior")
         self.name = name
         self.prior_std = float(prior_std)
-        self.numbers: dict[str, list[float]] = {}
         beta = NOISE_SCHEDULES[name](diffusion_steps).clamp(MIN_BETA, 1.0)
         steps = th.arange(diffusion_steps + 1)
         self._register(steps, th.cat((th.zeros(1, dtype=th.float64), beta)), th.ones_like(steps, dtype=th.float64))
@@ -100,7 +99,9 @@ class NoiseSchedule(nn.Module):
         :param control_scale: what the score network's control is multiplied by, (K+1,), float64
         """
         self.register_buffer("steps", steps, persistent=False)
+        # The same where a number is needed
         self.trained_steps: list[int] = steps.tolist()
+        self.visible_steps = {step for step, value in enumerate(beta.tolist()) if value < 1}
         for name, value in {
             "beta": beta,
             "mean_coef": th.sqrt(1 - beta),
@@ -111,16 +112,6 @@ class NoiseSchedule(nn.Module):
             "control_scale": control_scale,
         }.items():
             self.register_buffer(name, value.float(), persistent=False)
-            # One number costs far less to look up here than in a tensor
-            self.numbers[name] = value.float().tolist()
-
-    def at(self, name: str, step: int | th.Tensor) -> float | th.Tensor:
-        """
-        :param name: name of a buffer
-        :param step: ``k``, one for all or one for each row, (..., B)
-        :return: its value at the step, a number or (..., B, 1)
-        """
-        return self.numbers[name][step] if isinstance(step, int) else getattr(self, name)[step].unsqueeze(-1)
 
     @property
     def diffusion_steps(self) -> int:

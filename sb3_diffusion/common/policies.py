@@ -1,6 +1,7 @@
 """Actors and policies: the one place where noise schedule, score network and chain meet."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from sb3_diffusion.common.chain import (
     Step,
     action_log_prob,
     apply_increment,
+    at_step,
     denoising_kernel,
     draw_noise,
     kernel_kl,
@@ -85,15 +87,15 @@ class ChainPolicy:
         :return: the control function of these observations on the schedule of training
         """
         network, schedule = self.score_network, self.schedule
-        times: tuple[th.Tensor, ...] = ()
+        forward_step: Callable[[th.Tensor | None, int], th.Tensor] | None = None
 
         def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
-            nonlocal times
+            nonlocal forward_step
             if not isinstance(step, int):
-                return network.control(context, schedule.at("visibility", step) * x, step)
-            times = times or network.embed_steps()
-            visible = x if schedule.at("visibility", step) else None
-            return network.to_control(network.forward_step(context, times[step], visible))
+                return network.control(context, at_step(schedule.visibility, step) * x, step)
+            if forward_step is None:
+                forward_step = network.unroll(context)
+            return network.to_control(forward_step(x if step in schedule.visible_steps else None, step))
 
         return control
 
@@ -776,7 +778,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         return self._step_values(contexts[1], x, step), log_prob, kernel_kl(u, rho)
 
     def _step_values(self, value_context: th.Tensor, x: th.Tensor, step: Step) -> th.Tensor:
-        x = self.schedule.at("visibility", step) * x
+        x = at_step(self.schedule.visibility, step) * x
         if self.chain_kwargs["state_value"]:
             x, step = th.zeros_like(x), self.schedule.diffusion_steps
         return self.value_net(value_context, x, step).squeeze(-1)
@@ -820,7 +822,8 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     ) -> th.Tensor:
         if noise is None and not deterministic:
             noise = th.randn_like(x)
-        return apply_increment(self.schedule, x, sample_increment(*self.control_fn(context)(x, step), noise), step)
+        increment = sample_increment(*self.control_fn(context)(x, step), noise)
+        return apply_increment(x, increment, at_step(self.schedule.mean_coef, step), at_step(self.schedule.std, step))
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False, noise: th.Tensor | None = None

@@ -1,10 +1,12 @@
 """Networks of ``(s, x_k, k)``: the score network of the policy and the value network over the steps of a chain."""
 
 import math
+from collections.abc import Callable
 
 import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
+from torch.nn import functional as F
 
 # Bounds of the log-ratio of a kernel's standard deviation to the reference kernel's
 LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX = -5.0, 1.0
@@ -92,26 +94,28 @@ class DenoisingNetwork(nn.Module):
         :param step: ``k``, one for all or one for each row, (..., B)
         :return: output of the network, (..., B, output_dim)
         """
-        time = self.time_layer(self.time_features[step])  # (W,) or (..., B, W)
+        times = self.time_layer(self.time_features)  # (K+1, W)
+        # As an embedding, of which the backward pass keeps the indices alone
+        time = times[step] if isinstance(step, int) else F.embedding(step, times)  # (W,) or (..., B, W)
         return self.head(context + time + self.latent_layer(x))
 
-    def embed_steps(self) -> tuple[th.Tensor, ...]:
+    def unroll(self, context: th.Tensor) -> Callable[[th.Tensor | None, int], th.Tensor]:
         """
-        :return: the share of ``k = 0 .. K`` in the head's first layer, each (W,), for :meth:`forward_step`
-        """
-        return self.time_layer(self.time_features).unbind(0)
-
-    def forward_step(self, context: th.Tensor, time: th.Tensor, x: th.Tensor | None) -> th.Tensor:
-        """
-        :meth:`forward` of a batch at one step, with as few operations as it takes: on small batches their number is the cost.
+        :meth:`forward` for a batch that goes through the steps one after the other, with as few operations as it takes: on
+        small batches their number is the cost.
 
         :param context: output of :meth:`encode`, (B, W)
-        :param time: what :meth:`embed_steps` has for the step, (W,)
-        :param x: ``x_k``, (B, d); None for zeros
-        :return: output of the network, (B, output_dim)
+        :return: a function of ``x_k``, (B, d), or None for zeros, and of ``k``, whose result is the network's output,
+            (B, output_dim)
         """
-        hidden = context + time
-        return self.head(hidden if x is None else th.addmm(hidden, x, self.latent_layer.weight.t()))
+        times = self.time_layer(self.time_features).unbind(0)
+        weight, head = self.latent_layer.weight.t(), self.head
+
+        def forward_step(x: th.Tensor | None, step: int) -> th.Tensor:
+            hidden = context + times[step]
+            return head(hidden if x is None else th.addmm(hidden, x, weight))
+
+        return forward_step
 
 
 class ScoreNetwork(DenoisingNetwork):
@@ -129,6 +133,10 @@ class ScoreNetwork(DenoisingNetwork):
     :param control_scale: factor on the control; ``K^-0.5`` if None, since what one step has to add shrinks with their
         number, and so does what one step of the optimizer may add
     """
+
+    output_factor: th.Tensor
+    output_min: th.Tensor
+    output_max: th.Tensor
 
     def __init__(
         self,
@@ -155,8 +163,15 @@ class ScoreNetwork(DenoisingNetwork):
             output_scale=0.1,
         )
         self.learn_std = learn_std
-        self.action_dim = action_dim
-        self.control_scale = diffusion_steps**-0.5 if control_scale is None else control_scale
+        if control_scale is None:
+            control_scale = diffusion_steps**-0.5
+        for name, of_u, of_rho in (
+            ("output_factor", control_scale, 1.0),
+            ("output_min", -CONTROL_MAX, LOG_STD_RATIO_MIN),
+            ("output_max", CONTROL_MAX, LOG_STD_RATIO_MAX),
+        ):
+            values = th.tensor([of_u] * action_dim + [of_rho] * action_dim * learn_std)
+            self.register_buffer(name, values, persistent=False)
 
     def control(self, context: th.Tensor, x: th.Tensor, step: int | th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -169,10 +184,12 @@ class ScoreNetwork(DenoisingNetwork):
 
     def to_control(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param output: output of :meth:`forward` or :meth:`forward_step`, (..., B, d or 2 d)
+        :param output: output of :meth:`forward`, (..., B, d or 2 d)
         :return: control ``u``, the shift of the kernel's mean in standard deviations of the reference kernel, and
             ``rho``, the log-ratio of the two standard deviations, each (..., B, d)
         """
-        u, rho = output.split(self.action_dim, dim=-1) if self.learn_std else (output, th.zeros_like(output))
-        u = (u * self.control_scale).clamp(-CONTROL_MAX, CONTROL_MAX)
-        return u, rho.clamp(LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX)
+        output = (output * self.output_factor).clamp(self.output_min, self.output_max)
+        if not self.learn_std:
+            return output, th.zeros_like(output)
+        u, rho = output.chunk(2, dim=-1)
+        return u, rho
