@@ -1,71 +1,305 @@
 """
-CPU time of one gradient step and of one action, DiffSAC against SB3's SAC, measured in turn in one process.
+What the diffusion policies cost on a CPU, beside stable_baselines3.SAC and PPO: one gradient update, real training, one
+action, a rollout and its updates, memory, and the share of an update that is matrix products.
+
+One process, one thread, CPU time. What is compared is measured in turn, round by round, and a ratio is the median over the
+rounds of the ratios within each; so it does not depend on what else the machine did meanwhile. The spread is the range of
+the middle half of the rounds.
 
 Example::
 
-    python benchmarks/speed.py
+    python -m benchmarks.speed
+    python -m benchmarks.speed --sections update predict --diffusion-steps 5 --rounds 20
 """
 
 import argparse
 import json
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gymnasium as gym
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
 import numpy as np
 import torch as th
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch.profiler import ProfilerActivity, profile
 
-from sb3_diffusion import DiffSAC
+from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
+MATRIX_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addmv", "aten::mv"}
+OFF_POLICY: dict[str, Callable[..., OffPolicyAlgorithm]] = {
+    "diffsac-adjoint": lambda *args, **kwargs: DiffSAC(*args, actor_loss="adjoint", **kwargs),
+    "diffsac-pathwise": lambda *args, **kwargs: DiffSAC(*args, actor_loss="pathwise", **kwargs),
+    "diffsac-diffusion_value": lambda *args, **kwargs: DiffSAC(*args, actor_loss="diffusion_value", **kwargs),
+    "diffwpo-adjoint": lambda *args, **kwargs: DiffWPO(*args, actor_loss="adjoint", **kwargs),
+}
+
+Task = Callable[[], float]
+Rows = dict[str, dict[str, Any]]
+
+
+def cpu_time(function: Callable[[], Any], repetitions: int) -> float:
+    """
+    :param function: what to measure
+    :param repetitions: how often to call it
+    :return: milliseconds of CPU time a call
+    """
+    started = time.process_time()
+    for _ in range(repetitions):
+        function()
+    return (time.process_time() - started) / repetitions * 1000
+
+
+def in_turn(tasks: dict[str, Task], rounds: int, baseline: str) -> Rows:
+    """
+    :param tasks: what to measure; each returns milliseconds
+    :param rounds: number of rounds, after one to warm up
+    :param baseline: name of the task the others are compared with
+    :return: for each task median, spread, and median and spread of its ratio to the baseline
+    """
+    measured: dict[str, list[float]] = {name: [] for name in tasks}
+    for index in range(rounds + 1):
+        for name, task in tasks.items():
+            milliseconds = task()
+            if index > 0:
+                measured[name].append(milliseconds)
+    rows: Rows = {}
+    for name, values in measured.items():
+        ratios = np.array(values) / np.array(measured[baseline])
+        rows[name] = {
+            "ms": float(np.median(values)),
+            "ms_spread": np.quantile(values, [0.25, 0.75]).tolist(),
+            "ratio": float(np.median(ratios)),
+            "ratio_spread": np.quantile(ratios, [0.25, 0.75]).tolist(),
+        }
+    return rows
+
+
+def off_policy_models(args: argparse.Namespace) -> dict[str, OffPolicyAlgorithm]:
+    """
+    :param args: the command line
+    :return: models that have begun to train, by name
+    """
+    settings: dict[str, Any] = dict(learning_starts=300, buffer_size=10_000, batch_size=256, seed=0, device="cpu")
+    models: dict[str, OffPolicyAlgorithm] = {"sac": SAC("MlpPolicy", args.env, **settings)}
+    for name, make in OFF_POLICY.items():
+        for steps in args.diffusion_steps:
+            models[f"{name}, K = {steps}"] = make("MlpPolicy", args.env, diffusion_steps=steps, **settings)
+    for model in models.values():
+        model.set_logger(Logger(None, []))
+        model.learn(320, log_interval=None)  # type: ignore[arg-type]
+    return models
+
+
+def measure_update(args: argparse.Namespace) -> Rows:
+    """
+    :param args: the command line
+    :return: one gradient update
+    """
+    models = off_policy_models(args)
+    tasks = {name: lambda model=model: cpu_time(lambda: model.train(1, 256), args.calls) for name, model in models.items()}
+    return in_turn(tasks, args.rounds, "sac")
+
+
+def measure_training(args: argparse.Namespace) -> Rows:
+    """
+    :param args: the command line
+    :return: one step of real training: action, environment, replay buffer, update
+    """
+    models = off_policy_models(args)
+
+    def learn(model: OffPolicyAlgorithm) -> float:
+        steps = 5 * args.calls
+        return cpu_time(lambda: model.learn(steps, log_interval=None, reset_num_timesteps=False), 1) / steps  # type: ignore[arg-type]
+
+    return in_turn({name: lambda model=model: learn(model) for name, model in models.items()}, args.rounds, "sac")
+
+
+def measure_predict(args: argparse.Namespace) -> dict[str, Rows]:
+    """
+    :param args: the command line
+    :return: ``predict``, by number of observations and whether it is deterministic
+    """
+    models: dict[str, OffPolicyAlgorithm] = {"sac": SAC("MlpPolicy", args.env, buffer_size=1, device="cpu")}
+    for steps in args.diffusion_steps:
+        models[f"diffsac, K = {steps}"] = DiffSAC("MlpPolicy", args.env, diffusion_steps=steps, buffer_size=1, device="cpu")
+    space = gym.make(args.env).observation_space
+    results = {}
+    for n_obs in (1, 16):
+        obs = np.stack([space.sample() for _ in range(n_obs)]).squeeze()
+        for deterministic in (False, True):
+            tasks: dict[str, Task] = {
+                name: lambda model=model: cpu_time(  # type: ignore[misc]
+                    lambda: model.predict(obs, deterministic=deterministic),  # noqa: B023
+                    5 * args.calls,
+                )
+                for name, model in models.items()
+            }
+            title = f"{n_obs} observation{'s' * (n_obs > 1)}, {'deterministic' if deterministic else 'stochastic'}"
+            results[title] = in_turn(tasks, args.rounds, "sac")
+    return results
+
+
+def measure_ppo(args: argparse.Namespace) -> dict[str, Rows]:
+    """
+    :param args: the command line
+    :return: a step of the environments in a rollout, a minibatch's update, and a step of training with both
+    """
+    settings: dict[str, Any] = dict(n_steps=256, device="cpu", seed=0)
+    models: dict[str, OnPolicyAlgorithm] = {"ppo": PPO("MlpPolicy", make_vec_env(args.env, 8), **settings)}
+    for steps in args.diffusion_steps:
+        env = make_vec_env(args.env, 8)
+        models[f"diffppo, K = {steps}"] = DiffPPO("MlpPolicy", env, diffusion_steps=steps, **settings)
+    parts: dict[str, dict[str, float]] = {name: {} for name in models}
+    callbacks = {}
+    for name, model in models.items():
+        model.set_logger(Logger(None, []))
+        _, callbacks[name] = model._setup_learn(1_000_000)
+
+    def iterate(name: str) -> float:
+        model, n_steps = models[name], 256 * 8
+        collect = lambda: model.collect_rollouts(model.env, callbacks[name], model.rollout_buffer, 256)  # type: ignore[arg-type] # noqa: E731
+        parts[name]["rollout"] = cpu_time(collect, 1) / n_steps
+        parts[name]["update"] = cpu_time(model.train, 1) / (10 * n_steps / 64)
+        return parts[name]["rollout"] + parts[name]["update"] * 10 / 64
+
+    whole: dict[str, Task] = {name: lambda name=name: iterate(name) for name in models}  # type: ignore[misc]
+    recorded: dict[str, dict[str, list[float]]] = {part: {name: [] for name in models} for part in ("rollout", "update")}
+
+    def keep(name: str) -> float:
+        total = whole[name]()
+        for part, of_part in recorded.items():
+            of_part[name].append(parts[name][part])
+        return total
+
+    rounds = max(args.rounds // 3, 1)
+    results = {"training": in_turn({name: lambda name=name: keep(name) for name in models}, rounds, "ppo")}  # type: ignore[misc]
+    for part, of_part in recorded.items():
+        replay: dict[str, Task] = {name: iter(values).__next__ for name, values in of_part.items()}
+        results[part] = in_turn(replay, rounds, "ppo")
+    return results
+
+
+def measure_floor(args: argparse.Namespace) -> Rows:
+    """
+    :param args: the command line
+    :return: CPU time of an update in matrix products, and in all else, as the profiler counts it
+    """
+    rows: Rows = {}
+    for name, model in off_policy_models(args).items():
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            model.train(args.calls, 256)
+        events = [(event.key, event.self_cpu_time_total) for event in profiler.key_averages()]
+        products = sum(value for key, value in events if key in MATRIX_PRODUCTS)
+        total = sum(value for _, value in events)
+        rows[name] = {"products_ms": products / args.calls / 1000, "share": products / total}
+    return rows
+
+
+def measure_memory(args: argparse.Namespace) -> Rows:
+    """
+    :param args: the command line
+    :return: peak resident memory of an update at a batch of 4096 and the bytes it keeps for its backward pass, in processes
+        of their own
+    """
+    rows: Rows = {}
+    for actor_loss in ("adjoint", "diffusion_value", "pathwise"):
+        for steps in (4, 64):
+            command = [sys.executable, str(Path(__file__).with_name("memory.py")), "--one"]
+            command += ["--actor-losses", actor_loss, "--diffusion-steps", str(steps)]
+            outputs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(3)]
+            measured = [json.loads(output.splitlines()[-1]) for output in outputs]
+            rows[f"diffsac-{actor_loss}, K = {steps}"] = {key: min(each[key] for each in measured) for key in measured[0]}
+    return rows
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "update": measure_update,
+    "training": measure_training,
+    "predict": measure_predict,
+    "ppo": measure_ppo,
+    "floor": measure_floor,
+    "memory": measure_memory,
+}
+
+
+def print_table(title: str, rows: Rows) -> None:
+    """
+    :param title: what was measured
+    :param rows: results by name
+    """
+    keys = list(next(iter(rows.values())))
+    print(f"\n| {title} | " + " | ".join(keys) + " |\n" + "| --- " * (len(keys) + 1) + "|")
+    for name, row in rows.items():
+        cells = ["-".join(f"{v:.3g}" for v in value) if isinstance(value, list) else f"{value:.3g}" for value in row.values()]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """
+    :param results: results by section
+    :param path: where the picture goes
+    """
+    panels = {title: results[title] for title in ("update", "training") if title in results}
+    panels |= {f"predict, {title}": rows for title, rows in results.get("predict", {}).items() if title.startswith("1 ")}
+    panels |= {f"DiffPPO, {title}": rows for title, rows in results.get("ppo", {}).items()}
+    if not panels:
+        return
+    figure, axes = plt.subplots(-(-len(panels) // 3), 3, figsize=(13, 4 * -(-len(panels) // 3)), squeeze=False)
+    for axis, (title, rows) in zip(axes.flat, panels.items(), strict=False):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for name, row in rows.items():
+            label, _, steps = name.partition(", K = ")
+            if steps:
+                lines.setdefault(label, []).append((int(steps), row["ratio"]))
+        for label, points in lines.items():
+            axis.plot(*zip(*points, strict=True), "o-", label=label)
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set(title=title, xlabel="denoising steps K", ylabel="CPU time over SAC's or PPO's", xscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    """Measure and print the ratios."""
+    """Measure, print the tables, write the results as each section ends, draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 5, 20])
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--updates", type=int, default=50, help="gradient steps a round")
+    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 2, 5, 10, 20, 64])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--calls", type=int, default=20, help="gradient updates of each model in a round")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--figure", type=Path, help="where the picture goes; beside the results if left out")
     args = parser.parse_args()
     th.set_num_threads(1)
-    settings: dict[str, Any] = dict(learning_starts=300, buffer_size=1000, seed=0, device="cpu")
-    models: dict[str, SAC] = {"sac": SAC("MlpPolicy", args.env, **settings)}
-    for actor_loss in ("adjoint", "pathwise", "diffusion_value"):
-        for steps in args.diffusion_steps:
-            name = f"diffsac-{actor_loss}, K = {steps}"
-            models[name] = DiffSAC("MlpPolicy", args.env, actor_loss=actor_loss, diffusion_steps=steps, **settings)
-    update: dict[str, list[float]] = {name: [] for name in models}
-    action: dict[str, list[float]] = {name: [] for name in models}
-    for model in models.values():
-        model.learn(310)
-        model.set_logger(Logger(None, []))
-    obs = models["sac"].observation_space.sample()
-    for _ in range(args.rounds):
-        for name, model in models.items():
-            started = time.process_time()
-            model.train(args.updates, 256)
-            trained = time.process_time()
-            for _ in range(args.updates):
-                model.predict(obs)
-            update[name].append((trained - started) / args.updates * 1000)
-            action[name].append((time.process_time() - trained) / args.updates * 1000)
-    results = {}
-    print("| | gradient step, ms | ratio to SAC | action, ms |\n| --- | --- | --- | --- |")
-    for name in models:
-        results[name] = {
-            "update_ms": float(np.median(update[name])),
-            "update_ratio": float(np.median(np.array(update[name]) / np.array(update["sac"]))),
-            "action_ms": float(np.median(action[name])),
-        }
-        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in results[name].values())} |")
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps({"env": args.env, "results": results}, indent=1) + "\n")
+    results: dict[str, Any] = {"env": args.env, "rounds": args.rounds, "calls": args.calls}
+    for section in args.sections:
+        results[section] = SECTIONS[section](args)
+        nested = section in ("predict", "ppo")
+        for title, rows in (results[section] if nested else {section: results[section]}).items():
+            print_table(f"{section}, {title}" if nested else title, rows)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+    draw(results, args.figure or args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":
