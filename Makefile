@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := sb3_diffusion sb3_diffusion_zoo_hook.py tests examples benchmarks
 
-.PHONY: install demo test pytest format lint type doc build clean
+.PHONY: install demo test pytest format lint type doc bench build clean
 
 # The environment is made once, and again when what it is made from changes
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -37,6 +37,9 @@ type: install
 
 doc: install
 	$(BIN)/sphinx-build --fail-on-warning --keep-going docs docs/_build/html
+
+bench: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
 
 build: install
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

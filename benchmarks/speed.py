@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,11 @@ from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
 MATRIX_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addmv", "aten::mv"}
-OFF_POLICY: dict[str, Callable[..., OffPolicyAlgorithm]] = {
-    "diffsac-adjoint": lambda *args, **kwargs: DiffSAC(*args, actor_loss="adjoint", **kwargs),
-    "diffsac-pathwise": lambda *args, **kwargs: DiffSAC(*args, actor_loss="pathwise", **kwargs),
-    "diffsac-diffusion_value": lambda *args, **kwargs: DiffSAC(*args, actor_loss="diffusion_value", **kwargs),
-    "diffwpo-adjoint": lambda *args, **kwargs: DiffWPO(*args, actor_loss="adjoint", **kwargs),
+OFF_POLICY: dict[str, tuple[type[SAC], str]] = {
+    "diffsac-adjoint": (DiffSAC, "adjoint"),
+    "diffsac-pathwise": (DiffSAC, "pathwise"),
+    "diffsac-diffusion_value": (DiffSAC, "diffusion_value"),
+    "diffwpo-adjoint": (DiffWPO, "adjoint"),
 }
 
 Task = Callable[[], float]
@@ -98,12 +99,13 @@ def off_policy_models(args: argparse.Namespace) -> dict[str, OffPolicyAlgorithm]
     """
     settings: dict[str, Any] = dict(learning_starts=300, buffer_size=10_000, batch_size=256, seed=0, device="cpu")
     models: dict[str, OffPolicyAlgorithm] = {"sac": SAC("MlpPolicy", args.env, **settings)}
-    for name, make in OFF_POLICY.items():
+    for name, (algorithm, actor_loss) in OFF_POLICY.items():
         for steps in args.diffusion_steps:
-            models[f"{name}, K = {steps}"] = make("MlpPolicy", args.env, diffusion_steps=steps, **settings)
+            chain = dict(actor_loss=actor_loss, diffusion_steps=steps)
+            models[f"{name}, K = {steps}"] = algorithm("MlpPolicy", args.env, **chain, **settings)
     for model in models.values():
         model.set_logger(Logger(None, []))
-        model.learn(320, log_interval=None)  # type: ignore[arg-type]
+        model.learn(320, log_interval=10**9)
     return models
 
 
@@ -112,8 +114,9 @@ def measure_update(args: argparse.Namespace) -> Rows:
     :param args: the command line
     :return: one gradient update
     """
-    models = off_policy_models(args)
-    tasks = {name: lambda model=model: cpu_time(lambda: model.train(1, 256), args.calls) for name, model in models.items()}
+    tasks: dict[str, Task] = {
+        name: partial(cpu_time, partial(model.train, 1, 256), args.calls) for name, model in off_policy_models(args).items()
+    }
     return in_turn(tasks, args.rounds, "sac")
 
 
@@ -122,13 +125,12 @@ def measure_training(args: argparse.Namespace) -> Rows:
     :param args: the command line
     :return: one step of real training: action, environment, replay buffer, update
     """
-    models = off_policy_models(args)
+    steps = 5 * args.calls
 
     def learn(model: OffPolicyAlgorithm) -> float:
-        steps = 5 * args.calls
-        return cpu_time(lambda: model.learn(steps, log_interval=None, reset_num_timesteps=False), 1) / steps  # type: ignore[arg-type]
+        return cpu_time(partial(model.learn, steps, log_interval=10**9, reset_num_timesteps=False), 1) / steps
 
-    return in_turn({name: lambda model=model: learn(model) for name, model in models.items()}, args.rounds, "sac")
+    return in_turn({name: partial(learn, model) for name, model in off_policy_models(args).items()}, args.rounds, "sac")
 
 
 def measure_predict(args: argparse.Namespace) -> dict[str, Rows]:
@@ -145,10 +147,7 @@ def measure_predict(args: argparse.Namespace) -> dict[str, Rows]:
         obs = np.stack([space.sample() for _ in range(n_obs)]).squeeze()
         for deterministic in (False, True):
             tasks: dict[str, Task] = {
-                name: lambda model=model: cpu_time(  # type: ignore[misc]
-                    lambda: model.predict(obs, deterministic=deterministic),  # noqa: B023
-                    5 * args.calls,
-                )
+                name: partial(cpu_time, partial(model.predict, obs, deterministic=deterministic), 5 * args.calls)
                 for name, model in models.items()
             }
             title = f"{n_obs} observation{'s' * (n_obs > 1)}, {'deterministic' if deterministic else 'stochastic'}"
@@ -166,33 +165,26 @@ def measure_ppo(args: argparse.Namespace) -> dict[str, Rows]:
     for steps in args.diffusion_steps:
         env = make_vec_env(args.env, 8)
         models[f"diffppo, K = {steps}"] = DiffPPO("MlpPolicy", env, diffusion_steps=steps, **settings)
-    parts: dict[str, dict[str, float]] = {name: {} for name in models}
     callbacks = {}
     for name, model in models.items():
         model.set_logger(Logger(None, []))
         _, callbacks[name] = model._setup_learn(1_000_000)
+    parts: dict[str, dict[str, list[float]]] = {part: {name: [] for name in models} for part in ("rollout", "update")}
 
     def iterate(name: str) -> float:
         model, n_steps = models[name], 256 * 8
-        collect = lambda: model.collect_rollouts(model.env, callbacks[name], model.rollout_buffer, 256)  # type: ignore[arg-type] # noqa: E731
-        parts[name]["rollout"] = cpu_time(collect, 1) / n_steps
-        parts[name]["update"] = cpu_time(model.train, 1) / (10 * n_steps / 64)
-        return parts[name]["rollout"] + parts[name]["update"] * 10 / 64
-
-    whole: dict[str, Task] = {name: lambda name=name: iterate(name) for name in models}  # type: ignore[misc]
-    recorded: dict[str, dict[str, list[float]]] = {part: {name: [] for name in models} for part in ("rollout", "update")}
-
-    def keep(name: str) -> float:
-        total = whole[name]()
-        for part, of_part in recorded.items():
-            of_part[name].append(parts[name][part])
-        return total
+        collect = partial(model.collect_rollouts, model.env, callbacks[name], model.rollout_buffer, 256)  # type: ignore[arg-type]
+        rollout = cpu_time(collect, 1) / n_steps
+        update = cpu_time(model.train, 1) / (10 * n_steps / 64)
+        parts["rollout"][name].append(rollout)
+        parts["update"][name].append(update)
+        return rollout + update * 10 / 64
 
     rounds = max(args.rounds // 3, 1)
-    results = {"training": in_turn({name: lambda name=name: keep(name) for name in models}, rounds, "ppo")}  # type: ignore[misc]
-    for part, of_part in recorded.items():
-        replay: dict[str, Task] = {name: iter(values).__next__ for name, values in of_part.items()}
-        results[part] = in_turn(replay, rounds, "ppo")
+    results = {"training": in_turn({name: partial(iterate, name) for name in models}, rounds, "ppo")}
+    for part, measured in parts.items():
+        recorded: dict[str, Task] = {name: iter(values).__next__ for name, values in measured.items()}
+        results[part] = in_turn(recorded, rounds, "ppo")
     return results
 
 
@@ -256,7 +248,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     :param results: results by section
     :param path: where the picture goes
     """
-    panels = {title: results[title] for title in ("update", "training") if title in results}
+    panels: dict[str, Rows] = {title: results[title] for title in ("update", "training") if title in results}
     panels |= {f"predict, {title}": rows for title, rows in results.get("predict", {}).items() if title.startswith("1 ")}
     panels |= {f"DiffPPO, {title}": rows for title, rows in results.get("ppo", {}).items()}
     if not panels:

@@ -96,6 +96,7 @@ class ChainRolloutBuffer(RolloutBuffer):
     step_costs: np.ndarray
     step_advantages: np.ndarray
     step_returns: np.ndarray
+    step_samples: np.ndarray
 
     def __init__(self, *args: Any, diffusion_steps: int = 5, gae_lambda_diffusion: float = 1.0, **kwargs: Any):
         self.diffusion_steps = diffusion_steps
@@ -177,18 +178,24 @@ class ChainRolloutBuffer(RolloutBuffer):
 
     def get(self, batch_size: int | None = None) -> Generator[ChainRolloutBufferSamples, None, None]:  # type: ignore[override]
         if not self.generator_ready:
-            for name in self.STEP_ARRAYS:
-                setattr(self, name, self.swap_and_flatten(getattr(self, name)))
+            # Side by side, so that a minibatch takes them at once
+            arrays = [self.swap_and_flatten(getattr(self, name)) for name in self.STEP_ARRAYS]
+            for name, array in zip(self.STEP_ARRAYS, arrays, strict=True):
+                setattr(self, name, array)
+            self.step_samples = np.stack(arrays, axis=1)  # (T N, 4, K)
         yield from super().get(batch_size)  # type: ignore[misc]
 
     def _get_samples(  # type: ignore[override]
         self, batch_inds: np.ndarray, env: VecNormalize | None = None
     ) -> ChainRolloutBufferSamples:
-        samples = super()._get_samples(batch_inds, env)
-        x = samples.actions.reshape(len(batch_inds), self.diffusion_steps + 1, -1).transpose(0, 1)
-        return ChainRolloutBufferSamples(
-            samples.observations, x, *(self.to_torch(getattr(self, name)[batch_inds]).T for name in self.STEP_ARRAYS)
-        )
+        obs: Any = self.observations
+        if isinstance(obs, dict):
+            observations: PyTorchObs = {key: self.to_torch(value[batch_inds]) for key, value in obs.items()}
+        else:
+            observations = self.to_torch(obs[batch_inds])
+        x = self.to_torch(self.actions[batch_inds]).reshape(len(batch_inds), self.diffusion_steps + 1, -1)
+        steps = self.to_torch(self.step_samples[batch_inds]).permute(1, 2, 0)  # (4, K, B)
+        return ChainRolloutBufferSamples(observations, x.transpose(0, 1), *steps.unbind(0))
 
 
 class DictChainRolloutBuffer(ChainRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]

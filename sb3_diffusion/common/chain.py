@@ -226,7 +226,10 @@ def kernel_log_prob(
     """
     std = at_step(schedule.std, step)
     increment = (x_prev - at_step(schedule.mean_coef, step) * x) / std  # in standard deviations of the reference kernel
-    return gaussian_log_prob((increment - u) * th.exp(-rho), 0.0, 1.0) - (rho + th.log(std)).sum(dim=-1)
+    noise = (increment - u) * th.exp(-rho)
+    constant = x.shape[-1] * (th.log(std) + 0.5 * math.log(2 * math.pi))
+    # What has a gradient comes first, in few operations
+    return -th.addcmul(rho, noise, noise, value=0.5).sum(dim=-1) - constant.squeeze(-1)
 
 
 def implied_score(schedule: NoiseSchedule, u: th.Tensor, x: th.Tensor, step: Step) -> th.Tensor:
@@ -291,6 +294,21 @@ def denoise(
         yield x, increment, rho
 
 
+def draw_first(schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
+    """
+    :param schedule: noise schedule
+    :param noise: standard normal noises, (K+1, B, d)
+    :return: ``x_K``, (B, d)
+    :raises ValueError: if the noise has not one row for each of ``x_K .. x_0``
+    """
+    n_steps = schedule.diffusion_steps
+    if noise.ndim != 3 or len(noise) != n_steps + 1:
+        raise ValueError(
+            f"noise of shape {tuple(noise.shape)}: a chain of {n_steps} steps needs ({n_steps + 1}, batch, action)"
+        )
+    return noise[n_steps] * schedule.prior_std
+
+
 def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor) -> Chain:
     """
     Sample chains by reparameterisation. Gradients flow to the control function through every step, unless they are
@@ -302,15 +320,23 @@ def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tenso
     :return: the chains
     :raises ValueError: if the noise has not one row for each of ``x_K .. x_0``
     """
-    n_steps = schedule.diffusion_steps
-    if noise.ndim != 3 or len(noise) != n_steps + 1:
-        raise ValueError(
-            f"noise of shape {tuple(noise.shape)}: a chain of {n_steps} steps needs ({n_steps + 1}, batch, action)"
-        )
-    x = noise[n_steps] * schedule.prior_std
+    x = draw_first(schedule, noise)
     latents, increments, rhos = zip(*denoise(control_fn, schedule, x, noise), strict=True)
     log_ratio = increment_log_ratio(th.stack(increments[::-1]), th.stack(rhos[::-1]), noise[:-1])
     return Chain(th.stack((*latents[::-1], x)), noise, log_ratio)
+
+
+def sample_path(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
+    """
+    :param control_fn: control function
+    :param schedule: noise schedule
+    :param noise: standard normal noises, (K+1, B, d)
+    :return: ``x_0 .. x_K`` alone, (K+1, B, d)
+    :raises ValueError: if the noise has not one row for each of ``x_K .. x_0``
+    """
+    x = draw_first(schedule, noise)
+    latents = [latent for latent, _, _ in denoise(control_fn, schedule, x, noise)]
+    return th.stack((*latents[::-1], x))
 
 
 def sample_latent_action(

@@ -56,14 +56,16 @@ def value_and_gradient(value_fn: LatentValueFn, x: th.Tensor) -> tuple[th.Tensor
 def draw_steps(n_steps: int, n_drawn: int, batch_size: int, device: th.device) -> th.Tensor:
     """
     :param n_steps: number of denoising steps K
-    :param n_drawn: how many different steps to draw for each sample, from 1; all of them from K on
+    :param n_drawn: how many steps to draw for each sample, from 1; all of them from K on. They follow one another, and the
+        first follows the last
     :param batch_size: number of samples B
     :param device: where the result is needed
     :return: steps between 1 and K, each equally likely, (n_drawn, B), or all of them in order, (K, 1)
     """
     if n_drawn >= n_steps:
         return th.arange(1, n_steps + 1, device=device)[:, None]
-    return th.rand(batch_size, n_steps, device=device).argsort(dim=1)[:, :n_drawn].T + 1
+    first = th.randint(n_steps, (batch_size,), device=device)
+    return (first + th.arange(n_drawn, device=device)[:, None]) % n_steps + 1
 
 
 def pathwise_loss(chain: Chain, value_gradient: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
@@ -179,7 +181,7 @@ def returns_along_chain(log_ratio: th.Tensor, value: th.Tensor, ent_coef: th.Ten
 
 
 def clipped_surrogate_loss(
-    log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor, clip_range: th.Tensor
+    log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor, clip_range: float | th.Tensor
 ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
     """
     PPO's clipped surrogate (arXiv 1707.06347, equation 7) of one-step kernels.
@@ -187,13 +189,13 @@ def clipped_surrogate_loss(
     :param log_prob: log-density of each step under the current policy, (...)
     :param old_log_prob: the same under the policy of the rollout, (...)
     :param advantages: advantages, (...)
-    :param clip_range: bound of the ratio's distance from 1, a scalar or one for each step, (...)
+    :param clip_range: bound of the ratio's distance from 1, a number or one for each step, (...)
     :return: loss, a scalar, and what to log: the share of ratios beyond the range, and Schulman's estimate of the KL
         between the two policies
     """
     log_ratio = log_prob - old_log_prob
     ratio = th.exp(log_ratio)
-    clipped = th.clamp(ratio, 1 - clip_range, 1 + clip_range)
+    clipped = th.clamp(ratio, 1 - clip_range, 1 + clip_range)  # type: ignore[arg-type]
     loss = -th.min(advantages * ratio, advantages * clipped).mean()
     with th.no_grad():
         clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()

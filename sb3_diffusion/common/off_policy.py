@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_
 from stable_baselines3.sac.sac import SAC
 from torch.nn import functional as F
 
-from sb3_diffusion.common.chain import Chain, Visits, action_log_prob, take_steps
+from sb3_diffusion.common.chain import Chain, Visits, take_steps
 from sb3_diffusion.common.checks import (
     check_choice,
     check_finite_array,
@@ -162,6 +162,8 @@ class DiffusionOffPolicyAlgorithm(SAC):
         super()._setup_model()
         # What the user gave is what load() compares with
         self.policy_kwargs = given
+        if self.log_ent_coef is not None:
+            self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1), fused=True)
         if automatic:
             self.target_entropy = number * float(self.target_entropy)
 
@@ -233,17 +235,16 @@ class DiffusionOffPolicyAlgorithm(SAC):
             polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
         return {"train/critic_loss": loss, "train/ent_coef": ent_coef}
 
-    def _update_temperature(self, chain: Chain) -> Info:
+    def _update_temperature(self, log_prob: th.Tensor) -> Info:
         """
         Automatic temperature (SAC, arXiv 1812.05905, section 5), on the bound of the entropy.
 
-        :param chain: chains of the current policy
+        :param log_prob: what stands for the log-probability of the current policy's actions, (B,)
         :return: what to log
         """
-        log_prob = action_log_prob(self.actor.schedule, chain).detach()
         info = {"diffusion/entropy_bound": -log_prob.mean()}
         if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
-            ent_coef_loss = -(self.log_ent_coef * (log_prob + float(self.target_entropy))).mean()
+            ent_coef_loss = -self.log_ent_coef.squeeze() * (log_prob.mean() + float(self.target_entropy))
             optimize(self.ent_coef_optimizer, "temperature loss", ent_coef_loss, log_prob=log_prob)
             info["train/ent_coef_loss"] = ent_coef_loss
         return info
@@ -307,7 +308,7 @@ class DiffusionOffPolicyAlgorithm(SAC):
         n_steps = len(step_kl)
         info = {f"diffusion/kl_step_{step}": step_kl[step - 1] for step in sorted({1, (n_steps + 1) // 2, n_steps})}
         info["diffusion/log_ratio"] = step_kl.sum()
-        info["diffusion/action_saturation"] = (chain.action.detach().abs() > 0.99).float().mean()
+        info["diffusion/action_saturation"] = (chain.x[0].detach().abs() > math.atanh(0.99)).float().mean()
         gradients = [param.grad for param in self.actor.score_network.parameters() if param.grad is not None]
         info["diffusion/denoiser_grad_norm"] = th.nn.utils.get_total_norm(gradients)
         return info
@@ -324,7 +325,7 @@ class DiffusionOffPolicyAlgorithm(SAC):
         for key, value in zip(names, th.stack(tensors).tolist() if tensors else [], strict=True):
             values.setdefault(key, []).append(value)
         for key, numbers in values.items():
-            self.logger.record(key, float(np.mean(numbers)))
+            self.logger.record(key, sum(numbers) / len(numbers))
 
     def _setup_learn(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution
-from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy, ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
@@ -36,10 +36,11 @@ from sb3_diffusion.common.chain import (
     sample_chain,
     sample_increment,
     sample_latent_action,
+    sample_path,
 )
 from sb3_diffusion.common.checks import check_action_space, check_finite_tensor, check_integer, check_no_sde
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
-from sb3_diffusion.common.score_network import DenoisingNetwork, ScoreNetwork
+from sb3_diffusion.common.score_network import DenoisingNetwork, ScoreNetwork, use_relu_in_place
 from sb3_diffusion.common.wrappers import AugmentedSpace
 
 # Where ``net_arch`` says nothing of the head that runs at every denoising step, it has one hidden layer of at most
@@ -449,6 +450,12 @@ class DiffusionSACPolicy(SACPolicy):
         kwargs = self._update_features_extractor(self.net_args, features_extractor)
         return DiffusionActor(**kwargs, **self.denoiser_kwargs, **self.chain_kwargs).to(self.device)  # type: ignore[arg-type]
 
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
+        critic = super().make_critic(features_extractor)
+        for q_net in critic.q_networks:
+            use_relu_in_place(q_net)
+        return critic
+
     def make_diffusion_value(self) -> DiffusionValue:
         """
         :return: the value network over ``(s, x_k, k)``
@@ -749,19 +756,34 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         )
         return data
 
+    def _preprocess(self, obs: PyTorchObs) -> PyTorchObs:
+        return preprocess_obs(obs, self.features_space, normalize_images=self.normalize_images)
+
+    def _encode_features(self, pi_features: th.Tensor) -> th.Tensor:
+        context = self.score_network.encode(self.mlp_extractor.forward_actor(pi_features))
+        check_finite_tensor("encoded observation", context)
+        return context
+
     def encode(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """
         :param obs: observations, without latent action and step
         :return: what the steps of the chain and their values need to know of them, each (B, W)
         :raises ValueError: if that has NaN or infinite entries
         """
-        preprocessed = preprocess_obs(obs, self.features_space, normalize_images=self.normalize_images)
+        preprocessed = self._preprocess(obs)
         pi_features = vf_features = self.pi_features_extractor(preprocessed)
         if not self.share_features_extractor:
             vf_features = self.vf_features_extractor(preprocessed)
-        context = self.score_network.encode(self.mlp_extractor.forward_actor(pi_features))
-        check_finite_tensor("encoded observation", context)
-        return context, self.value_net.encode(self.mlp_extractor.forward_critic(vf_features))
+        value_context = self.value_net.encode(self.mlp_extractor.forward_critic(vf_features))
+        return self._encode_features(pi_features), value_context
+
+    def encode_for_actor(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: observations, without latent action and step
+        :return: what the steps of the chain need to know of them, (B, W)
+        :raises ValueError: if that has NaN or infinite entries
+        """
+        return self._encode_features(self.pi_features_extractor(self._preprocess(obs)))
 
     def evaluate_steps(
         self, contexts: tuple[th.Tensor, th.Tensor], x: th.Tensor, x_prev: th.Tensor, step: Step
@@ -801,7 +823,12 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         :param noise: standard normal noises, (K+1, B, d); drawn if None
         :return: ``x_0 .. x_K``, (K+1, B, d)
         """
-        return self.sample(self.encode(obs)[0], noise).x
+        context = self.encode_for_actor(obs)
+        if noise is None:
+            noise = draw_noise(self.schedule, len(context), self.action_dim)
+        x = sample_path(self.control_fn(context), self.schedule, noise)
+        check_finite_tensor("latent action", x[0])
+        return x
 
     def _split(self, obs: PyTorchObs) -> tuple[tuple[th.Tensor, th.Tensor], th.Tensor, th.Tensor]:
         """
@@ -885,7 +912,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         if self.augmented is None:
-            return self.act(self.encode(observation)[0], deterministic)
+            return self.act(self.encode_for_actor(observation), deterministic)
         contexts, x, step = self._split(observation)
         return self._sample_step(contexts[0], x, step, deterministic, noise=None)
 

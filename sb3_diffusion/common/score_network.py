@@ -31,6 +31,20 @@ def time_features(diffusion_steps: int, n_features: int = TIME_FEATURES) -> th.T
     return th.cat((th.sin(angles), th.cos(angles)), dim=1).float()
 
 
+def use_relu_in_place(network: nn.Module) -> nn.Module:
+    """
+    Spare each ``ReLU`` a copy of its input, which in a multilayer perceptron nothing else needs: half of what it costs on
+    a CPU is memory traffic.
+
+    :param network: multilayer perceptron, changed in place
+    :return: the same
+    """
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    return network
+
+
 class DenoisingNetwork(nn.Module):
     """
     A network of ``(s, x_k, k)`` in two parts. The encoder and the features' share of the head's first layer depend on the
@@ -67,7 +81,7 @@ class DenoisingNetwork(nn.Module):
         super().__init__()
         if len(denoiser_arch) == 0:
             raise ValueError("net_arch['denoiser']=[]: the denoising head needs at least one hidden layer")
-        self.encoder = nn.Sequential(*create_mlp(features_dim, -1, encoder_arch, activation_fn))
+        self.encoder = use_relu_in_place(nn.Sequential(*create_mlp(features_dim, -1, encoder_arch, activation_fn)))
         width = denoiser_arch[0]
         self.context_layer = nn.Linear(encoder_arch[-1] if encoder_arch else features_dim, width)
         self.time_layer = nn.Linear(TIME_FEATURES, width, bias=False)
@@ -97,7 +111,10 @@ class DenoisingNetwork(nn.Module):
         times = self.time_layer(self.time_features)  # (K+1, W)
         # As an embedding, of which the backward pass keeps the indices alone
         time = times[step] if isinstance(step, int) else F.embedding(step, times)  # (W,) or (..., B, W)
-        return self.head(context + time + self.latent_layer(x))
+        hidden = context + time  # (..., B, W)
+        x = x.expand(*hidden.shape[:-1], -1)
+        inputs = th.addmm(hidden.flatten(0, -2), x.flatten(0, -2), self.latent_layer.weight.t())
+        return self.head(inputs).unflatten(0, hidden.shape[:-1])
 
     def unroll(self, context: th.Tensor) -> Callable[[th.Tensor | None, int], th.Tensor]:
         """
@@ -134,9 +151,7 @@ class ScoreNetwork(DenoisingNetwork):
         number, and so does what one step of the optimizer may add
     """
 
-    output_factor: th.Tensor
-    output_min: th.Tensor
-    output_max: th.Tensor
+    control_scale: th.Tensor
 
     def __init__(
         self,
@@ -163,15 +178,9 @@ class ScoreNetwork(DenoisingNetwork):
             output_scale=0.1,
         )
         self.learn_std = learn_std
-        if control_scale is None:
-            control_scale = diffusion_steps**-0.5
-        for name, of_u, of_rho in (
-            ("output_factor", control_scale, 1.0),
-            ("output_min", -CONTROL_MAX, LOG_STD_RATIO_MIN),
-            ("output_max", CONTROL_MAX, LOG_STD_RATIO_MAX),
-        ):
-            values = th.tensor([of_u] * action_dim + [of_rho] * action_dim * learn_std)
-            self.register_buffer(name, values, persistent=False)
+        # A tensor, since a number would be made one at every step
+        factor = th.tensor(diffusion_steps**-0.5 if control_scale is None else control_scale)
+        self.register_buffer("control_scale", factor, persistent=False)
 
     def control(self, context: th.Tensor, x: th.Tensor, step: int | th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -188,8 +197,6 @@ class ScoreNetwork(DenoisingNetwork):
         :return: control ``u``, the shift of the kernel's mean in standard deviations of the reference kernel, and
             ``rho``, the log-ratio of the two standard deviations, each (..., B, d)
         """
-        output = (output * self.output_factor).clamp(self.output_min, self.output_max)
-        if not self.learn_std:
-            return output, th.zeros_like(output)
-        u, rho = output.chunk(2, dim=-1)
-        return u, rho
+        u, rho = output.chunk(2, dim=-1) if self.learn_std else (output, th.zeros_like(output))
+        u = (u * self.control_scale).clamp(-CONTROL_MAX, CONTROL_MAX)
+        return u, rho.clamp(LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX)

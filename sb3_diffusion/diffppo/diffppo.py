@@ -388,22 +388,22 @@ class DiffPPO(PPO):
             self.logger.record("train/clip_range_vf", self.clip_range_vf(self._current_progress_remaining))  # type: ignore[operator]
         self._log_chains()
 
-    def _clip_ranges(self, clip_range: float) -> th.Tensor:
+    def _clip_ranges(self, clip_range: float) -> float | th.Tensor:
         """
         :param clip_range: clip range of the last denoising step
-        :return: clip range of each step, (K,)
+        :return: clip range of each step, a number for all or (K,)
         """
-        first = clip_range
-        if self.clip_range_first_step is not None:
-            first = self.clip_range_first_step(self._current_progress_remaining)  # type: ignore[operator]
+        if self.clip_range_first_step is None:
+            return clip_range
+        first = self.clip_range_first_step(self._current_progress_remaining)  # type: ignore[operator]
         return clip_range_by_step(clip_range, first, self.diffusion_steps).to(self.device)
 
-    def _loss(self, data: ChainRolloutBufferSamples, clip_ranges: th.Tensor) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+    def _loss(self, data: ChainRolloutBufferSamples, clip_ranges: float | th.Tensor) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """
         Clipped surrogate, direct gradient of the KL and value loss, in the mean over denoising steps.
 
         :param data: minibatch of chains
-        :param clip_ranges: clip range of each step, (K,)
+        :param clip_ranges: clip range of each step, a number for all or (K,)
         :return: loss, a scalar, and what to log
         """
         advantages, kl_coef = data.advantages, th.tensor(self.temperature, device=self.device)
@@ -420,12 +420,15 @@ class DiffPPO(PPO):
         old_values, old_log_prob, advantages, returns = (
             take_steps(of_steps, steps - 1) for of_steps in (data.old_values, data.old_log_prob, advantages, data.returns)
         )
-        weighted = advantages * self.gamma_diffusion ** (steps - 1)
-        policy_loss, info = clipped_surrogate_loss(log_prob, old_log_prob, weighted, clip_ranges[steps - 1])
+        weighted = advantages if self.gamma_diffusion == 1 else advantages * self.gamma_diffusion ** (steps - 1)
+        clip_range = clip_ranges[steps - 1] if isinstance(clip_ranges, th.Tensor) else clip_ranges
+        policy_loss, info = clipped_surrogate_loss(log_prob, old_log_prob, weighted, clip_range)
         clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
         value_loss = clipped_value_loss(values, old_values, returns, clip_range_vf)
         entropy_loss = step_kl.mean()
-        loss = policy_loss + kl_coef * entropy_loss + self.vf_coef * value_loss
+        loss = policy_loss + self.vf_coef * value_loss
+        if self.temperature > 0:
+            loss = loss + kl_coef * entropy_loss
         info.update(
             {
                 "train/policy_gradient_loss": policy_loss,

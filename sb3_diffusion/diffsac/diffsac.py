@@ -91,37 +91,41 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
             obs, next_obs = replay_data.observations, replay_data.next_observations
             if update_actor:
                 context = self.actor.encode(obs)
-                chain, visits, next_actions, next_log_prob = self._sample_chains(context, next_obs)
+                chain, visits, log_prob, next_actions, next_log_prob = self._sample_chains(context, next_obs)
             else:
                 with th.no_grad():
                     next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
             info = self._update_critics(replay_data, next_actions, next_log_prob, ent_coef)
             if update_actor:
-                info.update(self._update_temperature(chain))
+                info.update(self._update_temperature(log_prob))
                 info.update(self._update_actor(obs, context, chain, visits, ent_coef))
             infos.append(info)
         self._record(infos)
 
-    def _sample_chains(self, context: th.Tensor, next_obs: PyTorchObs) -> tuple[Chain, Visits | None, th.Tensor, th.Tensor]:
+    def _sample_chains(
+        self, context: th.Tensor, next_obs: PyTorchObs
+    ) -> tuple[Chain, Visits | None, th.Tensor, th.Tensor, th.Tensor]:
         """
         Sample actions at these and at the next observations, in one batch unless gradients have to pass through the chain.
 
         :param context: encoded observations, (B, W)
         :param next_obs: next observations
-        :return: the chains at the observations, or their ends and the steps that the actor's update takes once more;
-            the actions at the next observations, (B, d), and what stands for their log-probability, (B,)
+        :return: the chains at the observations, or their ends and the steps that the actor's update takes once more; what
+            stands for the log-probability of their actions, (B,); the actions at the next observations, (B, d), and what
+            stands for theirs, (B,)
         """
+        schedule, batch_size = self.actor.schedule, len(context)
         if self.actor_loss == "pathwise":
             with th.no_grad():
                 next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
-            return self.actor.sample(context), None, next_actions, next_log_prob
-        schedule, batch_size = self.actor.schedule, len(context)
+            chain = self.actor.sample(context)
+            return chain, None, action_log_prob(schedule, chain).detach(), next_actions, next_log_prob
         steps = draw_steps(schedule.diffusion_steps, self.denoising_steps_per_update, batch_size, context.device)
         with th.no_grad():
             chains = self.actor.sample(th.cat((context, self.actor.encode(next_obs))))
-            log_prob = action_log_prob(schedule, chains)
-            chain = chains.first(batch_size)
-            return chain.end(), chain.visit(steps), chains.action[batch_size:], log_prob[batch_size:]
+            log_prob, next_log_prob = action_log_prob(schedule, chains).split(batch_size)
+            chain, next_actions = chains.first(batch_size), chains.action[batch_size:]
+            return chain.end(), chain.visit(steps), log_prob, next_actions, next_log_prob
 
     def _update_actor(
         self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits | None, ent_coef: th.Tensor

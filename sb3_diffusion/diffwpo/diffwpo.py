@@ -7,7 +7,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 
-from sb3_diffusion.common.chain import Visits, kernel_kl_by_part
+from sb3_diffusion.common.chain import Visits, action_log_prob, kernel_kl_by_part
 from sb3_diffusion.common.checks import check_integer, check_positive, optimize
 from sb3_diffusion.common.losses import draw_steps, trust_region_loss, wasserstein_loss
 from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm, Info
@@ -15,6 +15,10 @@ from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
 from sb3_diffusion.diffwpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 SelfDiffWPO = TypeVar("SelfDiffWPO", bound="DiffWPO")
+
+# What the multipliers aim at, as a share of the bounds: a learned multiplier holds its KL at the aim in the mean, now above
+# it and now below
+KL_AIM = 0.9
 
 # Range of the multipliers, so that one whose bound has long been slack is back in time
 KL_COEF_MIN, KL_COEF_MAX = 1e-4, 1e6
@@ -92,9 +96,9 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         denoising_steps_per_update: int = 4,
         n_action_samples: int = 1,
         fisher_rescaling: bool = True,
-        kl_bound_mean: float = 0.01,
-        kl_bound_std: float = 0.001,
-        kl_coef: float = 10.0,
+        kl_bound_mean: float = 1.0,
+        kl_bound_std: float = 0.1,
+        kl_coef: float = 0.01,
         kl_coef_learning_rate: float = 1e-2,
         target_policy_update_interval: int = 100,
         _init_setup_model: bool = True,
@@ -161,7 +165,7 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.log_kl_coef = th.full((2,), math.log(self.kl_coef), device=self.device, requires_grad=True)
-        self.kl_coef_optimizer = th.optim.Adam([self.log_kl_coef], lr=self.kl_coef_learning_rate)
+        self.kl_coef_optimizer = th.optim.Adam([self.log_kl_coef], lr=self.kl_coef_learning_rate, fused=True)
 
     def _create_aliases(self) -> None:
         super()._create_aliases()
@@ -183,7 +187,7 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
                 with th.no_grad():
                     chain = self.actor.sample(context)
                 visits = chain.visit(steps)
-                info.update(self._update_temperature(chain))
+                info.update(self._update_temperature(action_log_prob(self.actor.schedule, chain)))
                 value, gradient = self._evaluate_latents(obs, chain.x[0], ent_coef)
                 step_gradient, value_info = self._step_value_gradient(obs, chain, visits, value, gradient, ent_coef)
                 u, rho = self.actor.control_fn(context)(visits.x, visits.steps)
@@ -213,8 +217,8 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         # Of the whole chain, estimated from the steps that were drawn, for each action dimension
         scale = self.diffusion_steps / u.shape[-1]
         kl = th.stack([part.mean() * scale for part in kernel_kl_by_part(u, rho, old_u, old_rho)])  # (2,)
-        bound = kl.new_tensor([self.kl_bound_mean, self.kl_bound_std])
-        penalty, dual_loss = trust_region_loss(kl, bound, self.log_kl_coef)
+        aim = KL_AIM * kl.new_tensor([self.kl_bound_mean, self.kl_bound_std])
+        penalty, dual_loss = trust_region_loss(kl, aim, self.log_kl_coef)
         kl_coef = th.exp(self.log_kl_coef.detach())
         optimize(self.kl_coef_optimizer, "loss of the trust region's multipliers", dual_loss, kl=kl)
         with th.no_grad():

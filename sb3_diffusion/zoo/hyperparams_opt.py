@@ -63,8 +63,8 @@ def sample_diffwpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, addi
     :return: keyword arguments of :class:`.DiffWPO`
     """
     sampled = sample_off_policy_params(trial, additional_args)
-    sampled["kl_bound_mean"] = trial.suggest_float("kl_bound_mean", 1e-3, 0.3, log=True)
-    sampled["kl_bound_std"] = trial.suggest_float("kl_bound_std", 1e-4, 0.03, log=True)
+    sampled["kl_bound_mean"] = trial.suggest_float("kl_bound_mean", 0.01, 3, log=True)
+    sampled["kl_bound_std"] = trial.suggest_float("kl_bound_std", 1e-3, 0.3, log=True)
     return convert_diffwpo_params(sampled)
 
 
