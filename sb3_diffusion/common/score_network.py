@@ -111,10 +111,7 @@ class DenoisingNetwork(nn.Module):
         times = self.time_layer(self.time_features)  # (K+1, W)
         # As an embedding, of which the backward pass keeps the indices alone
         time = times[step] if isinstance(step, int) else F.embedding(step, times)  # (W,) or (..., B, W)
-        hidden = context + time  # (..., B, W)
-        x = x.expand(*hidden.shape[:-1], -1)
-        inputs = th.addmm(hidden.flatten(0, -2), x.flatten(0, -2), self.latent_layer.weight.t())
-        return self.head(inputs).unflatten(0, hidden.shape[:-1])
+        return self.head(context + time + self.latent_layer(x))
 
     def unroll(self, context: th.Tensor) -> Callable[[th.Tensor | None, int], th.Tensor]:
         """
