@@ -139,6 +139,13 @@ class ChainRolloutBuffer(RolloutBuffer):
         self.values[steps] = self.step_values[steps, :, -1]
         self.log_probs[steps] = self.step_log_probs[steps].sum(axis=-1)
 
+    def set_values(self, values: th.Tensor) -> None:
+        """
+        :param values: values of all denoising steps in place of those of :meth:`set_evaluation`, (n_steps, K, n_envs)
+        """
+        self.step_values = values.transpose(1, 2).cpu().numpy()
+        self.values = self.step_values[..., -1].copy()
+
     def chains(self, steps: slice) -> tuple[PyTorchObs, th.Tensor]:
         """
         :param steps: steps of the environments

@@ -202,7 +202,7 @@ class DiffusionOffPolicyAlgorithm(SAC):
         self, replay_data: ReplayBufferSamples, next_actions: th.Tensor, next_log_prob: th.Tensor, ent_coef: th.Tensor
     ) -> Info:
         """
-        One step down the soft Bellman error (SAC, arXiv 1812.05905, equation 5), and the target critics after it.
+        One step down the soft Bellman error (SAC, arXiv 1812.05905, equation 5).
 
         :param replay_data: transitions
         :param next_actions: the current policy's actions at the next observations, (B, d)
@@ -229,11 +229,14 @@ class DiffusionOffPolicyAlgorithm(SAC):
             next_log_prob=next_log_prob,
             ent_coef=ent_coef,
         )
+        return {"train/critic_loss": loss, "train/ent_coef": ent_coef}
+
+    def _update_target_critics(self) -> None:
+        """End a gradient step. After the actor's update, which is in the running statistics of batch norm, too."""
         if self._n_updates % self.target_update_interval == 0:
             polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
             # Copy running stats, see SB3's GH issue #996
             polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
-        return {"train/critic_loss": loss, "train/ent_coef": ent_coef}
 
     def _update_temperature(self, log_prob: th.Tensor) -> Info:
         """

@@ -6,7 +6,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.ppo.ppo import PPO
@@ -282,11 +282,12 @@ class DiffPPO(PPO):
         self.temperature = self.ent_coef_schedule(self._current_progress_remaining)
         rollout_buffer.reset()
         callback.on_rollout_start()
+        own_values: list[th.Tensor] = []
 
         for _ in range(n_rollout_steps):
             with th.no_grad():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                x = self.policy.sample_path(obs_tensor)
+                x, *values = self._run_chain(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
+                own_values += values
             actions = th.tanh(x[0]).cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
             new_obs, rewards, dones, infos = env.step(self.policy.unscale_action(actions))
             check_transition(rewards, new_obs, infos, self._vec_normalize_env)  # type: ignore[arg-type]
@@ -305,10 +306,22 @@ class DiffPPO(PPO):
         with th.no_grad():
             last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
         self._evaluate_rollout(rollout_buffer)
+        if own_values:
+            rollout_buffer.set_values(th.stack(own_values))
         rollout_buffer.compute_returns_and_advantage(last_values, dones, self.temperature)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _run_chain(self, obs: PyTorchObs) -> tuple[th.Tensor, ...]:
+        """
+        :param obs: observations
+        :return: ``x_0 .. x_K``, (K+1, N, d); of a policy whose class has a ``forward`` of its own, which SB3 would call here,
+            also the values it gives, (K, N)
+        """
+        if type(self.policy).forward is DiffusionActorCriticPolicy.forward:
+            return (self.policy.sample_path(obs),)
+        return self.policy(obs)[:2]
 
     def _evaluate_rollout(self, rollout_buffer: ChainRolloutBuffer, chunk: int = 64) -> None:
         """

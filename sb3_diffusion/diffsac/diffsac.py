@@ -99,6 +99,7 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
             if update_actor:
                 info.update(self._update_temperature(log_prob))
                 info.update(self._update_actor(obs, context, chain, visits, ent_coef))
+            self._update_target_critics()
             infos.append(info)
         self._record(infos)
 

@@ -196,6 +196,7 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
                 optimize(self.actor.optimizer, "actor loss", loss + penalty, q_value_gradient=gradient, u=u, rho=rho)
                 info["train/actor_loss"] = (ent_coef * chain.log_ratio.sum(dim=0) - value).mean()
                 info.update(value_info, **kl_info, **self._describe_chain(chain))
+            self._update_target_critics()
             if self._n_updates % self.target_policy_update_interval == 0:
                 self.actor_target.load_state_dict(self.actor.state_dict())
             infos.append(info)
