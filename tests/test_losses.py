@@ -7,7 +7,7 @@ import torch as th
 from sb3_diffusion.common.chain import draw_noise, gaussian_log_prob, sample_chain
 from sb3_diffusion.common.losses import (
     draw_steps,
-    latent_value_fn,
+    latent_value_and_gradient,
     lean_adjoint,
     pathwise_loss,
     returns_along_chain,
@@ -164,15 +164,15 @@ def test_returns_along_chain_by_hand():
 
 
 def test_latent_value():
-    schedule = NoiseSchedule(2)
-    value_fn = latent_value_fn(lambda action: 3 * action.sum(dim=-1), schedule, th.tensor(0.1))
-    x = th.tensor([[0.5, -0.2]])
-    prior = th.distributions.Normal(0.0, 1.0).log_prob(x).sum(dim=-1)
-    expected = 3 * th.tanh(x).sum(dim=-1) - 0.1 * (prior - th.log(1 - th.tanh(x) ** 2).sum(dim=-1))
-    value, gradient = value_and_gradient(value_fn, x)
-    th.testing.assert_close(value, expected)
-    # 3 (1 - tanh^2) - 0.1 (-x + 2 tanh x)
-    th.testing.assert_close(gradient, 3 * (1 - th.tanh(x) ** 2) - 0.1 * (-x + 2 * th.tanh(x)))
+    schedule = NoiseSchedule(2, prior_std=1.3)
+    x, ent_coef = th.tensor([[0.5, -0.2], [3.0, -4.0]], requires_grad=True), th.tensor(0.1)
+    value, gradient = latent_value_and_gradient(lambda action: 3 * (action**2).sum(dim=-1), schedule, x, ent_coef)
+    assert not value.requires_grad and not gradient.requires_grad
+    action = th.tanh(x)
+    prior = th.distributions.Normal(0.0, 1.3).log_prob(x).sum(dim=-1)
+    expected = 3 * (action**2).sum(dim=-1) - ent_coef * (prior - th.log(1 - action**2).sum(dim=-1))
+    th.testing.assert_close(value, expected.detach())
+    th.testing.assert_close(gradient, th.autograd.grad(expected.sum(), x)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_value_and_gradient_leaves_no_trace():

@@ -1,7 +1,7 @@
 """
 Losses of the actor, as functions of chains that have already been sampled (DMERL, arXiv 2512.02019; see ``docs``).
 
-A *latent value* is a callable ``x_0 -> V_0(s, x_0)``, (B, d) -> (B,). All three estimators descend the gradient of
+``V_0(s, x_0)`` is the latent value, see :func:`latent_value_and_gradient`. All three estimators descend the gradient of
 ``alpha sum_k log(q_k / r_k) - V_0(s, x_0)`` in the mean, the path-space KL to the chain that ends in the Boltzmann
 policy. The closed-form ``KL_k`` in place of the log-ratios would have the same mean gradient, but its noise would not
 cancel that of ``V_0``'s prior term.
@@ -24,33 +24,42 @@ from sb3_diffusion.common.chain import (
 )
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
-LatentValueFn = Callable[[th.Tensor], th.Tensor]
+ValueFn = Callable[[th.Tensor], th.Tensor]
 
 
-def latent_value_fn(q_fn: Callable[[th.Tensor], th.Tensor], schedule: NoiseSchedule, ent_coef: th.Tensor) -> LatentValueFn:
+def value_and_gradient(value_fn: ValueFn, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
-    ``V_0(s, x) = min_i Q_i(s, tanh x) - alpha [log N(x; 0, nu^2) - sum log(1 - tanh^2 x)]``.
-
-    :param q_fn: the least of the critics' values of an action, (B, d) -> (B,)
-    :param schedule: noise schedule
-    :param ent_coef: temperature alpha
-    :return: the latent value as a function of ``x_0``
-    """
-    return lambda x: q_fn(th.tanh(x)) - ent_coef * terminal_log_prob(schedule, x)
-
-
-def value_and_gradient(value_fn: LatentValueFn, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-    """
-    :param value_fn: a value of latent actions
-    :param x: latent actions, (..., d)
-    :return: the value, (...), and its gradient with respect to the latent action, (..., d), both detached. The networks'
-        weights get none
+    :param value_fn: a value of actions or latent actions, (..., d) -> (...)
+    :param x: where, (..., d)
+    :return: the value, (...), and its gradient with respect to ``x``, (..., d), both detached. The networks' weights get
+        none
     """
     with th.enable_grad():
         x = x.detach().requires_grad_(True)
         value = value_fn(x)
         (gradient,) = th.autograd.grad(value.sum(), x)
     return value.detach(), gradient
+
+
+def latent_value_and_gradient(
+    q_fn: ValueFn, schedule: NoiseSchedule, x: th.Tensor, ent_coef: th.Tensor
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    ``V_0(s, x) = min_i Q_i(s, tanh x) - alpha [log N(x; 0, nu^2) - sum log(1 - tanh^2 x)]``.
+
+    :param q_fn: the least of the critics' values of an action, (B, d) -> (B,)
+    :param schedule: noise schedule
+    :param x: ``x_0``, (B, d)
+    :param ent_coef: temperature alpha
+    :return: the latent value, (B,), and its gradient with respect to ``x_0``, (B, d), both detached
+    """
+    x = x.detach()
+    action = th.tanh(x)
+    q_value, q_gradient = value_and_gradient(q_fn, action)
+    # By hand, since automatic differentiation of the second term takes longer than all the rest but the critics
+    prior_gradient = 2 * action - x / schedule.prior_std**2
+    gradient = q_gradient * (1 - action**2) - ent_coef * prior_gradient
+    return q_value - ent_coef * terminal_log_prob(schedule, x), gradient
 
 
 def draw_steps(n_steps: int, n_drawn: int, batch_size: int, device: th.device) -> th.Tensor:

@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import (
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
 from stable_baselines3.sac.sac import SAC
 from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sb3_diffusion.common.chain import Chain, Visits, take_steps
 from sb3_diffusion.common.checks import (
@@ -30,10 +31,13 @@ from sb3_diffusion.common.checks import (
     merge_policy_kwargs,
     optimize,
 )
-from sb3_diffusion.common.losses import latent_value_fn, lean_adjoint, returns_along_chain, value_and_gradient
+from sb3_diffusion.common.losses import latent_value_and_gradient, lean_adjoint, returns_along_chain, value_and_gradient
 from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
 
 Info = dict[str, th.Tensor]
+
+# Updates of the actor between two descriptions of its chains in the log, which take longer than a step of the optimizer
+DESCRIBE_INTERVAL = 10
 
 
 class DiffusionOffPolicyAlgorithm(SAC):
@@ -234,7 +238,8 @@ class DiffusionOffPolicyAlgorithm(SAC):
     def _update_target_critics(self) -> None:
         """End a gradient step. After the actor's update, which is in the running statistics of batch norm, too."""
         if self._n_updates % self.target_update_interval == 0:
-            polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+            average = get_ema_multi_avg_fn(1 - self.tau)  # as SB3's polyak_update, in one operation
+            average(list(self.critic_target.parameters()), list(self.critic.parameters()), None)
             # Copy running stats, see SB3's GH issue #996
             polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
 
@@ -268,7 +273,7 @@ class DiffusionOffPolicyAlgorithm(SAC):
             inputs = th.cat((features, actions), dim=1)
             return th.cat([q_net(inputs) for q_net in critic.q_networks], dim=1).min(dim=1).values
 
-        return value_and_gradient(latent_value_fn(min_q_value, self.actor.schedule, ent_coef), x)
+        return latent_value_and_gradient(min_q_value, self.actor.schedule, x, ent_coef)
 
     def _step_value_gradient(
         self, obs: PyTorchObs, chain: Chain, visits: Visits, value: th.Tensor, gradient: th.Tensor, ent_coef: th.Tensor
@@ -305,8 +310,10 @@ class DiffusionOffPolicyAlgorithm(SAC):
     def _describe_chain(self, chain: Chain) -> Info:
         """
         :param chain: chains of the current policy, after the actor's update
-        :return: what to log of them and of the score network's gradient
+        :return: what to log of them and of the score network's gradient, every so many updates of the actor
         """
+        if self._n_updates // self.policy_delay % DESCRIBE_INTERVAL != 1:
+            return {}
         step_kl = chain.log_ratio.detach().mean(dim=1)  # (K,)
         n_steps = len(step_kl)
         info = {f"diffusion/kl_step_{step}": step_kl[step - 1] for step in sorted({1, (n_steps + 1) // 2, n_steps})}
