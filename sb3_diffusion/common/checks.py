@@ -86,7 +86,8 @@ def check_finite_tensor(name: str, value: th.Tensor) -> None:
     :param value: tensor
     :raises ValueError: if an entry is NaN or infinite
     """
-    if not th.isfinite(value).all():
+    # The sum first, which is one operation and is finite only if the entries are
+    if not math.isfinite(value.sum().item()) and not th.isfinite(value).all():
         raise ValueError(
             f"{name} has NaN or infinite entries. Either an observation has (stable_baselines3.common.vec_env.VecCheckNan "
             "finds the step) or the policy's weights have: go back to the last checkpoint, with a smaller learning_rate."
@@ -146,7 +147,7 @@ def optimize(
     :param parts: what the loss is made of; the error names those that are not finite
     :raises ValueError: if the loss is NaN or infinite
     """
-    if not th.isfinite(loss):
+    if not math.isfinite(loss.item()):
         blame = [part for part, value in parts.items() if not th.isfinite(value).all()]
         raise ValueError(
             f"{name} is {loss.item()}"

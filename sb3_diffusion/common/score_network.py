@@ -123,11 +123,15 @@ class DenoisingNetwork(nn.Module):
             (B, output_dim)
         """
         times = self.time_layer(self.time_features).unbind(0)
-        weight, head = self.latent_layer.weight.t(), self.head
+        weight, layers = self.latent_layer.weight.t(), list(self.head)
 
         def forward_step(x: th.Tensor | None, step: int) -> th.Tensor:
             hidden = context + times[step]
-            return head(hidden if x is None else th.addmm(hidden, x, weight))
+            if x is not None:
+                hidden = th.addmm(hidden, x, weight)
+            for layer in layers:
+                hidden = layer(hidden)
+            return hidden
 
         return forward_step
 
@@ -148,7 +152,9 @@ class ScoreNetwork(DenoisingNetwork):
         number, and so does what one step of the optimizer may add
     """
 
-    control_scale: th.Tensor
+    output_factor: th.Tensor
+    output_min: th.Tensor
+    output_max: th.Tensor
 
     def __init__(
         self,
@@ -175,9 +181,15 @@ class ScoreNetwork(DenoisingNetwork):
             output_scale=0.1,
         )
         self.learn_std = learn_std
-        # A tensor, since a number would be made one at every step
-        factor = th.tensor(diffusion_steps**-0.5 if control_scale is None else control_scale)
-        self.register_buffer("control_scale", factor, persistent=False)
+        scale = diffusion_steps**-0.5 if control_scale is None else control_scale
+        # Of the control and of rho side by side, since at small batches the number of operations is the cost
+        for name, of_control, of_rho in (
+            ("output_factor", scale, 1.0),
+            ("output_min", -CONTROL_MAX, LOG_STD_RATIO_MIN),
+            ("output_max", CONTROL_MAX, LOG_STD_RATIO_MAX),
+        ):
+            values = th.tensor([of_control] * action_dim + [of_rho] * action_dim * learn_std)
+            self.register_buffer(name, values, persistent=False)
 
     def control(self, context: th.Tensor, x: th.Tensor, step: int | th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -194,6 +206,5 @@ class ScoreNetwork(DenoisingNetwork):
         :return: control ``u``, the shift of the kernel's mean in standard deviations of the reference kernel, and
             ``rho``, the log-ratio of the two standard deviations, each (..., B, d)
         """
-        u, rho = output.chunk(2, dim=-1) if self.learn_std else (output, th.zeros_like(output))
-        u = (u * self.control_scale).clamp(-CONTROL_MAX, CONTROL_MAX)
-        return u, rho.clamp(LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX)
+        output = th.clamp(output * self.output_factor, self.output_min, self.output_max)
+        return output.chunk(2, dim=-1) if self.learn_std else (output, th.zeros_like(output))  # type: ignore[return-value]
