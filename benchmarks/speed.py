@@ -221,6 +221,35 @@ def measure_memory(args: argparse.Namespace) -> Rows:
     return rows
 
 
+def measure_compile(args: argparse.Namespace) -> Rows:
+    """
+    :param args: the command line
+    :return: what ``compile_chain`` does to an update and to an action, as ratios to DiffSAC without it, and how many seconds
+        pass before
+    """
+    settings: dict[str, Any] = dict(learning_starts=300, buffer_size=10_000, batch_size=256, seed=0, device="cpu")
+    obs = gym.make(args.env).observation_space.sample()
+    rows: Rows = {}
+    for steps in (5, 20):
+        tasks: dict[str, dict[str, Task]] = {"update": {}, "predict": {}}
+        warm_up = 0.0
+        for name in ("eager", "compiled"):
+            compile_chain = dict(compile_chain=name == "compiled")
+            model = DiffSAC("MlpPolicy", args.env, diffusion_steps=steps, policy_kwargs=compile_chain, **settings)
+            model.set_logger(Logger(None, []))
+            started = time.perf_counter()
+            model.learn(320, log_interval=10**9)
+            model.predict(obs, deterministic=True)
+            warm_up = time.perf_counter() - started - warm_up
+            tasks["update"][name] = partial(cpu_time, partial(model.train, 1, 256), args.calls)
+            tasks["predict"][name] = partial(cpu_time, partial(model.predict, obs, deterministic=True), 5 * args.calls)
+        rows[f"compiled, K = {steps}"] = {"warm_up_s": warm_up}
+        for title, pair in tasks.items():
+            measured = in_turn(pair, args.rounds, "eager")["compiled"]
+            rows[f"compiled, K = {steps}"] |= {f"{title}_ms": measured["ms"], f"{title}_ratio": measured["ratio"]}
+    return rows
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "update": measure_update,
     "training": measure_training,
@@ -228,6 +257,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "ppo": measure_ppo,
     "floor": measure_floor,
     "memory": measure_memory,
+    "compile": measure_compile,
 }
 
 

@@ -100,6 +100,25 @@ class ChainPolicy:
 
         return control
 
+    def run_chain(self, sampler: Callable[..., Any], context: th.Tensor, schedule: NoiseSchedule, *inputs: th.Tensor) -> Any:
+        """
+        All denoising steps. What takes most of the time of small batches are their many operations, and with
+        ``compile_chain`` this method is compiled.
+
+        :param sampler: a function of a control function, a noise schedule and the inputs, see :mod:`.chain`
+        :param context: what the score network needs to know of the observations, (B, W)
+        :param schedule: the schedule of training or of inference
+        :param inputs: other arguments of the sampler
+        :return: what the sampler returns
+        """
+        control_fn = self.control_fn(context)
+        if schedule is not self.schedule:
+            control_fn = respaced_control(control_fn, schedule)
+        return sampler(control_fn, schedule, *inputs)
+
+    def _compile_chain(self) -> None:
+        self.run_chain = th.compile(self.run_chain)  # type: ignore[method-assign]
+
     def sample(self, context: th.Tensor, noise: th.Tensor | None = None) -> Chain:
         """
         Sample chains on the schedule of training.
@@ -111,7 +130,7 @@ class ChainPolicy:
         """
         if noise is None:
             noise = draw_noise(self.schedule, len(context), self.action_dim)
-        chain = sample_chain(self.control_fn(context), self.schedule, noise)
+        chain = self.run_chain(sample_chain, context, self.schedule, noise)
         check_finite_tensor("latent action", chain.x[0])
         return chain
 
@@ -123,15 +142,14 @@ class ChainPolicy:
         :return: actions in [-1, 1], (B, d)
         :raises ValueError: if they are NaN
         """
-        schedule, control_fn = self.inference_schedule, self.control_fn(context)
-        if schedule is not self.schedule:
-            control_fn = respaced_control(control_fn, schedule)
-        if deterministic and noise is None:
-            x = sample_latent_action(control_fn, schedule, context.new_zeros(len(context), self.action_dim))
+        schedule = self.inference_schedule
+        if noise is None and not deterministic:
+            noise = draw_noise(schedule, len(context), self.action_dim)
+        if noise is None:
+            start = context.new_zeros(len(context), self.action_dim)
+            x = self.run_chain(sample_latent_action, context, schedule, start)
         else:
-            if noise is None:
-                noise = draw_noise(schedule, len(context), self.action_dim)
-            x = sample_latent_action(control_fn, schedule, noise[-1] * schedule.prior_std, noise)
+            x = self.run_chain(sample_latent_action, context, schedule, noise[-1] * schedule.prior_std, noise)
         check_finite_tensor("latent action", x)
         return th.tanh(x)
 
@@ -154,6 +172,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
     :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
     :param encode_once: run the encoder once per chain and a small head per step; if False, one network of the widths
         ``net_arch`` runs at every step
+    :param compile_chain: compile the loop over the denoising steps, see ``torch.compile``
     :param normalize_images: whether to divide images by 255
     """
 
@@ -175,6 +194,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
         prior_std: float = 1.0,
         learn_std: bool = True,
         encode_once: bool = True,
+        compile_chain: bool = False,
         normalize_images: bool = True,
     ):
         super().__init__(
@@ -195,6 +215,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
             prior_std=prior_std,
             learn_std=learn_std,
             encode_once=encode_once,
+            compile_chain=compile_chain,
         )
         self.action_dim = get_action_dim(action_space)
         self.schedule = NoiseSchedule(diffusion_steps, noise_schedule, prior_std)
@@ -209,6 +230,8 @@ class DiffusionActor(ChainPolicy, BasePolicy):
             denoiser_activation_fn=denoiser_activation_fn,
             learn_std=learn_std,
         )
+        if compile_chain:
+            self._compile_chain()
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -350,6 +373,8 @@ class DiffusionSACPolicy(SACPolicy):
     :param encode_once: run the encoder once per chain and a small head per step; if False, one network of the widths
         ``net_arch["pi"]`` runs at every step
     :param denoiser_activation_fn: activation of the head
+    :param compile_chain: compile the loop over the denoising steps with ``torch.compile``, which needs a C++ compiler and
+        takes about half a minute at first; for many steps or one observation at a time it pays
     :param use_diffusion_value: also build the value network over ``(s, x_k, k)``
     :param use_actor_target: also build a target actor, a copy of the actor that only the algorithm changes
     :raises ValueError: for gSDE, actions that are not a bounded ``Box``, or a chain that cannot be built
@@ -383,6 +408,7 @@ class DiffusionSACPolicy(SACPolicy):
         learn_std: bool = True,
         encode_once: bool = True,
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
+        compile_chain: bool = False,
         use_diffusion_value: bool = False,
         use_actor_target: bool = False,
     ):
@@ -402,6 +428,7 @@ class DiffusionSACPolicy(SACPolicy):
             prior_std=prior_std,
             learn_std=learn_std,
             encode_once=encode_once,
+            compile_chain=compile_chain,
         )
         self.denoiser_kwargs = dict(
             denoiser_arch=denoiser_arch,
@@ -616,6 +643,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     :param prior_std: standard deviation of the prior of the latent action; on an augmented observation what the wrapper says
     :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
     :param denoiser_activation_fn: activation of the heads
+    :param compile_chain: compile the loop over the denoising steps, see :class:`DiffusionSACPolicy`
     :param state_value: make the value function one of the state alone, as in DPPO (arXiv 2409.00588)
     :param whole_chain: :meth:`forward` runs all denoising steps; :class:`.DiffPPO` says so
     :raises ValueError: for gSDE, actions that are not a bounded ``Box``, or a chain that cannot be built or is not the
@@ -651,6 +679,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         prior_std: float | None = None,
         learn_std: bool = True,
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
+        compile_chain: bool = False,
         state_value: bool = False,
         whole_chain: bool = False,
     ):
@@ -672,6 +701,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             prior_std=self._from_wrapper("prior_std", prior_std, 1.0),
             learn_std=learn_std,
             denoiser_activation_fn=denoiser_activation_fn,
+            compile_chain=compile_chain,
             state_value=state_value,
             whole_chain=whole_chain,
         )
@@ -694,6 +724,8 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             optimizer_class,
             optimizer_kwargs,
         )
+        if compile_chain:
+            self._compile_chain()
         # On the augmented MDP the action is a latent one, which the wrapper squashes
         self._squash_output = augmented is None
 
@@ -826,7 +858,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         context = self.encode_for_actor(obs)
         if noise is None:
             noise = draw_noise(self.schedule, len(context), self.action_dim)
-        x = sample_path(self.control_fn(context), self.schedule, noise)
+        x = self.run_chain(sample_path, context, self.schedule, noise)
         check_finite_tensor("latent action", x[0])
         return x
 
