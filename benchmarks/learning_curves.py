@@ -28,6 +28,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
+# What of the log goes into the results, in the mean over training
+LOGGED = ("train/kl_mean", "train/kl_std")
+
 
 class EvaluationPoints(BaseCallback):
     """
@@ -44,10 +47,14 @@ class EvaluationPoints(BaseCallback):
         self.every = every
         self.n_episodes = n_episodes
         self.points: list[dict[str, float]] = []
+        self.logged: dict[str, list[float]] = {}
         self.started = time.process_time()
         self.evaluation_time = 0.0
 
     def _on_step(self) -> bool:
+        for key in LOGGED:
+            if key in self.logger.name_to_value:
+                self.logged.setdefault(key, []).append(float(self.logger.name_to_value[key]))
         if self.num_timesteps % self.every == 0:
             self._evaluate()
         return True
@@ -113,9 +120,9 @@ def run(task: tuple[str, int, argparse.Namespace]) -> None:
     make_model(algo, args.env, seed, args).learn(args.steps, callback=callback)
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "jobs", "seeds", "algos", "suffix")}
-    path.with_suffix(".tmp").write_text(
-        json.dumps({"algo": algo, "seed": seed, "settings": settings, "points": callback.points}, indent=1) + "\n"
-    )
+    result = {"algo": algo, "seed": seed, "settings": settings, "points": callback.points}
+    result["logged_means"] = {key: float(np.mean(numbers)) for key, numbers in callback.logged.items()}
+    path.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".tmp").rename(path)
 
 
