@@ -14,66 +14,21 @@ import argparse
 import json
 import multiprocessing
 import os
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import torch as th
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_diffusion.analysis.evaluation import EvaluationPoints, run_once
 
 # What of the log goes into the results, in the mean over training
 LOGGED = ("train/kl_mean", "train/kl_std")
-
-
-class EvaluationPoints(BaseCallback):
-    """
-    Evaluate at every ``every`` steps of the environment and keep the results.
-
-    :param env_id: environment to evaluate on
-    :param every: steps of the environment between two evaluations
-    :param n_episodes: episodes of each evaluation
-    """
-
-    def __init__(self, env_id: str, every: int, n_episodes: int):
-        super().__init__()
-        self.eval_env = make_vec_env(env_id, seed=10_000)
-        self.every = every
-        self.n_episodes = n_episodes
-        self.points: list[dict[str, float]] = []
-        self.logged: dict[str, list[float]] = {}
-        self.started = time.process_time()
-        self.evaluation_time = 0.0
-
-    def _on_step(self) -> bool:
-        for key in LOGGED:
-            if key in self.logger.name_to_value:
-                self.logged.setdefault(key, []).append(float(self.logger.name_to_value[key]))
-        if self.num_timesteps % self.every == 0:
-            self._evaluate()
-        return True
-
-    def _evaluate(self) -> None:
-        started = time.process_time()
-        random_state = th.get_rng_state()
-        point = {"step": float(self.num_timesteps)}
-        for name, deterministic in (("return", True), ("stochastic_return", False)):
-            returns, _ = evaluate_policy(
-                self.model, self.eval_env, self.n_episodes, deterministic=deterministic, return_episode_rewards=True
-            )
-            point[name], point[f"{name}_std"] = float(np.mean(returns)), float(np.std(returns))
-        # An evaluation must not change the training run that it looks at
-        th.set_rng_state(random_state)
-        self.evaluation_time += time.process_time() - started
-        point["cpu_seconds"] = time.process_time() - self.started - self.evaluation_time
-        self.points.append(point)
-        print(f"{type(self.model).__name__}: {point}", flush=True)
 
 
 def make_model(algo: str, env_id: str, seed: int, args: argparse.Namespace) -> BaseAlgorithm:
@@ -112,18 +67,17 @@ def run(task: tuple[str, int, argparse.Namespace]) -> None:
     :param task: algorithm, seed and the command line
     """
     algo, seed, args = task
-    path = result_path(algo, seed, args)
-    if path.exists():
-        return
     th.set_num_threads(1)
-    callback = EvaluationPoints(args.env, args.eval_every, args.eval_episodes)
-    make_model(algo, args.env, seed, args).learn(args.steps, callback=callback)
-    path.parent.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "jobs", "seeds", "algos", "suffix")}
-    result = {"algo": algo, "seed": seed, "settings": settings, "points": callback.points}
-    result["logged_means"] = {key: float(np.mean(numbers)) for key, numbers in callback.logged.items()}
-    path.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".tmp").rename(path)
+    run_once(
+        result_path(algo, seed, args),
+        partial(make_model, algo, args.env, seed, args),
+        args.steps,
+        partial(EvaluationPoints, args.env, args.eval_every, args.eval_episodes, LOGGED),
+        algo=algo,
+        seed=seed,
+        settings=settings,
+    )
 
 
 def result_path(algo: str, seed: int, args: argparse.Namespace) -> Path:

@@ -22,6 +22,19 @@ RESULT = Path(__file__).parent / "results" / "memory.json"
 MEGABYTE = 2**20
 
 
+def peak_resident() -> float:
+    """
+    :return: peak resident memory of this process in megabytes
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage would count what the process that started this one held, too
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / MEGABYTE
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEGABYTE  # bytes on macOS
+
+
 def measure(actor_loss: str, diffusion_steps: int, batch_size: int, device: str) -> dict[str, float]:
     """
     :param actor_loss: estimator of the actor's gradient
@@ -30,8 +43,6 @@ def measure(actor_loss: str, diffusion_steps: int, batch_size: int, device: str)
     :param device: ``"cpu"`` or ``"cuda"``
     :return: megabytes, by what was measured
     """
-    import resource
-
     import torch as th
     from stable_baselines3.common.logger import Logger
 
@@ -63,9 +74,7 @@ def measure(actor_loss: str, diffusion_steps: int, batch_size: int, device: str)
         model.train(1, batch_size)
         return {"peak allocated": th.cuda.max_memory_allocated() / MEGABYTE}
     model.train(1, batch_size)
-    # Kilobytes on Linux, bytes on macOS
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
+    peak = peak_resident()
     with th.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.train(1, batch_size)
     return {"peak resident": peak, "saved for backward": saved / MEGABYTE}

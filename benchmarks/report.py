@@ -16,7 +16,8 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import numpy as np
+
+from sb3_diffusion.analysis.evaluation import values
 
 Runs = dict[str, list[dict[str, Any]]]
 
@@ -30,15 +31,6 @@ def load(folder: Path) -> Runs:
     for path in sorted(folder.glob("*_seed*.json")):
         runs.setdefault(path.stem.rsplit("_seed", 1)[0], []).append(json.loads(path.read_text()))
     return runs
-
-
-def values(runs: list[dict[str, Any]], key: str) -> np.ndarray:
-    """
-    :param runs: runs of one algorithm
-    :param key: what to take of each evaluation
-    :return: array of shape (runs, evaluations)
-    """
-    return np.array([[point[key] for point in run["points"]] for run in runs])
 
 
 def table(runs: Runs) -> str:

@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -125,7 +126,7 @@ def measure_training(args: argparse.Namespace) -> Rows:
     :param args: the command line
     :return: one step of real training: action, environment, replay buffer, update
     """
-    steps = 5 * args.calls
+    steps = 2 * args.calls
 
     def learn(model: OffPolicyAlgorithm) -> float:
         return cpu_time(partial(model.learn, steps, log_interval=10**9, reset_num_timesteps=False), 1) / steps
@@ -227,6 +228,8 @@ def measure_compile(args: argparse.Namespace) -> Rows:
     :return: what ``compile_chain`` does to an update and to an action, as ratios to DiffSAC without it, and how many seconds
         pass before
     """
+    # Else the seconds would be those of an earlier run's compiled code
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
     settings: dict[str, Any] = dict(learning_starts=300, buffer_size=10_000, batch_size=256, seed=0, device="cpu")
     obs = gym.make(args.env).observation_space.sample()
     rows: Rows = {}
@@ -313,7 +316,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="where the picture goes; beside the results if left out")
     args = parser.parse_args()
     th.set_num_threads(1)
-    results: dict[str, Any] = {"env": args.env, "rounds": args.rounds, "calls": args.calls}
+    # Sections that are left out keep their figures
+    results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    results |= {"env": args.env, "rounds": args.rounds, "calls": args.calls}
     for section in args.sections:
         results[section] = SECTIONS[section](args)
         nested = section in ("predict", "ppo")

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import sb3_diffusion_zoo_hook
+from sb3_diffusion.common import envs
 from sb3_diffusion.common.policies import DiffusionActorCriticPolicy, DiffusionSACPolicy
 from sb3_diffusion.common.wrappers import DiffusionMDPWrapper, VecDiffusionMDPWrapper
 from sb3_diffusion.diffppo import DiffPPO
@@ -21,4 +22,5 @@ __all__ = [
     "DiffusionSACPolicy",
     "VecDiffusionMDPWrapper",
     "__version__",
+    "envs",
 ]

@@ -9,13 +9,18 @@ PACKAGE = Path(sb3_diffusion.__file__).parent
 
 # Each module may import from the layers before its own
 LAYERS = [
-    {"common.checks"},
+    {"common.checks", "common.envs.rendering"},
+    {"common.envs.multi_goal", "common.envs.turning"},
     {"common.noise_schedule", "common.score_network"},
     {"common.chain", "common.temperature", "common.wrappers"},
     {"common.buffers", "common.losses", "common.policies"},
     {"common.off_policy"},
     {"diffppo.policies", "diffsac.policies", "diffwpo.policies"},
     {"diffppo.diffppo", "diffsac.diffsac", "diffwpo.diffwpo"},
+    {"analysis.bound", "analysis.evaluation"},
+    {"analysis.modes", "analysis.sweep"},
+    {"analysis.mixture", "analysis.plots"},
+    {"analysis.__main__"},
     {"zoo.hyperparams_opt"},
     {"zoo.registration"},
     {"zoo.__main__"},

@@ -8,6 +8,7 @@ the action is ``tanh(x_0)``. All kernels are diagonal Gaussians. A *control func
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import torch as th
@@ -321,9 +322,16 @@ def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tenso
     :raises ValueError: if the noise has not one row for each of ``x_K .. x_0``
     """
     x = draw_first(schedule, noise)
-    latents, increments, rhos = zip(*denoise(control_fn, schedule, x, noise), strict=True)
-    log_ratio = increment_log_ratio(th.stack(increments[::-1]), th.stack(rhos[::-1]), noise[:-1])
-    return Chain(th.stack((*latents[::-1], x)), noise, log_ratio)
+    pieces, log_ratios, end = [x.unsqueeze(0)], [], schedule.diffusion_steps
+    steps = denoise(control_fn, schedule, x, noise)
+    # Several steps in one operation, but not all: their small tensors between each other's large ones would scatter the memory
+    while group := list(islice(steps, 8)):
+        latents, increments, rhos = (th.stack(part[::-1]) for part in zip(*group, strict=True))
+        start = end - len(group)
+        log_ratios.append(increment_log_ratio(increments, rhos, noise[start:end]))
+        pieces.append(latents)
+        end = start
+    return Chain(th.cat(pieces[::-1]), noise, th.cat(log_ratios[::-1]))
 
 
 def sample_path(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:

@@ -1,0 +1,198 @@
+"""
+How tight is the bound? Chains whose exact marginal density quadrature gives, in one or two dimensions, fitted to a target with
+several peaks (DMERL, arXiv 2512.02019: the gap between the KL of the paths and that of their ends).
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch as th
+
+from sb3_diffusion.common.chain import (
+    ControlFn,
+    at_step,
+    denoising_kernel,
+    draw_noise,
+    gaussian_log_prob,
+    path_log_ratio,
+    sample_chain,
+)
+from sb3_diffusion.common.noise_schedule import NoiseSchedule
+from sb3_diffusion.common.score_network import ScoreNetwork
+
+PEAK, PEAK_STD = 1.2, 0.25
+
+
+def peaks_log_prob(x: th.Tensor) -> th.Tensor:
+    """
+    Log-density of Gaussians of standard deviation 0.25 around all corners of ``{-1.2, 1.2}^d``, with equal weights.
+
+    :param x: where, (..., d)
+    :return: log-density in nats, (...)
+    """
+    sides = [(-0.5 * ((x - side) / PEAK_STD) ** 2) for side in (-PEAK, PEAK)]
+    constant = math.log(2 * PEAK_STD * math.sqrt(2 * math.pi))
+    return (th.logaddexp(*sides) - constant).sum(dim=-1)
+
+
+def make_grid(dim: int, n_points: int | None = None, limit: float = 6.0) -> th.Tensor:
+    """
+    :param dim: dimension d, 1 or 2
+    :param n_points: points along each axis G; 2,401 in one dimension and 121 in two if None
+    :param limit: the grid reaches from minus to plus this
+    :return: points with equal spacing, (G^d, d), float64
+    :raises ValueError: for another dimension
+    """
+    if dim not in (1, 2):
+        raise ValueError(f"dim={dim!r}: quadrature is for one or two dimensions")
+    axis = th.linspace(-limit, limit, n_points or {1: 2401, 2: 121}[dim], dtype=th.float64)
+    return th.cartesian_prod(*[axis] * dim).reshape(-1, dim)
+
+
+def cell_volume(grid: th.Tensor) -> float:
+    """
+    :param grid: output of :func:`make_grid`
+    :return: what each point stands for in an integral
+    """
+    return (grid[1] - grid[0]).norm().item() ** grid.shape[1]
+
+
+def exact_marginal(control_fn: ControlFn, schedule: NoiseSchedule, grid: th.Tensor) -> th.Tensor:
+    """
+    Density of ``x_0`` by quadrature: that of each latent is the integral of the kernel over the one before.
+
+    :param control_fn: control function, in the grid's precision or the schedule's
+    :param schedule: noise schedule
+    :param grid: output of :func:`make_grid`, whose spacing has to resolve the narrowest kernel, (G, d)
+    :return: density on the grid, (G,)
+    """
+    volume, dtype = cell_volume(grid), schedule.beta.dtype
+    density = th.exp(gaussian_log_prob(grid, 0.0, schedule.prior_std))
+    for step in range(schedule.diffusion_steps, 0, -1):
+        x = grid.to(dtype)
+        u, rho = control_fn(x, step)
+        mean, std = (part.expand_as(grid).to(grid.dtype) for part in denoising_kernel(schedule, u, rho, x, step))
+        # Row by row of the earlier latent, so that memory stays bounded
+        result = th.zeros_like(density)
+        for chunk in th.arange(len(grid)).split(max(1, 4_000_000 // len(grid))):
+            kernel = th.exp(gaussian_log_prob(grid[None], mean[chunk, None], std[chunk, None]))  # (from, to)
+            result += density[chunk] @ kernel * volume
+        density = result
+    return density
+
+
+def fit_control(
+    schedule: NoiseSchedule,
+    dim: int = 1,
+    n_updates: int = 3000,
+    batch_size: int = 512,
+    learning_rate: float = 3e-3,
+    anneal: bool = True,
+    seed: int = 0,
+) -> ControlFn:
+    """
+    Fit a chain to :func:`peaks_log_prob` by descending the KL of the paths.
+
+    :param schedule: noise schedule
+    :param dim: dimension d
+    :param n_updates: number of gradient steps
+    :param batch_size: chains of a gradient step
+    :param learning_rate: of Adam, at first; it falls to 0 over the second half
+    :param anneal: let the temperature fall from 10 to 1 over the first half, so that every peak is kept; else it is 1
+    :param seed: seed
+    :return: control function
+    """
+    th.manual_seed(seed)
+    network = ScoreNetwork(1, dim, schedule.diffusion_steps, [], [64, 64])
+    optimizer = th.optim.Adam(network.parameters(), lr=learning_rate)
+
+    def control_fn(x: th.Tensor, step: int | th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        return network.control(network.encode(x.new_zeros(1, 1)), x * at_step(schedule.visibility, step), step)
+
+    for update in range(n_updates):
+        progress = update / n_updates
+        optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, 2 * (1 - progress))
+        temperature = max(10.0 ** (1 - 2 * progress), 1.0) if anneal else 1.0
+        chain = sample_chain(control_fn, schedule, draw_noise(schedule, batch_size, dim))
+        loss = (temperature * path_log_ratio(schedule, chain) - peaks_log_prob(chain.x[0])).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return control_fn
+
+
+def measure_gap(control_fn: ControlFn, schedule: NoiseSchedule, dim: int = 1, n_chains: int = 100_000) -> dict[str, float]:
+    """
+    :param control_fn: control function
+    :param schedule: noise schedule
+    :param dim: dimension d
+    :param n_chains: chains from which the KL of the paths is estimated
+    :return: in nats ``path_kl``, its ``standard_error``, the exact ``marginal_kl`` of ``x_0`` and their ``gap``; the exact
+        ``entropy`` of ``x_0``; ``share_right``, the probability of ``x_0 > 0`` along the first axis
+    """
+    with th.no_grad():
+        chain = sample_chain(control_fn, schedule, draw_noise(schedule, n_chains, dim))
+        path_kl = (path_log_ratio(schedule, chain) - peaks_log_prob(chain.x[0])).double()
+        grid = make_grid(dim)
+        density = exact_marginal(control_fn, schedule, grid)
+    volume, log_density = cell_volume(grid), th.log(density.clamp(min=1e-300))
+    marginal_kl = (density * (log_density - peaks_log_prob(grid))).sum().item() * volume
+    return {
+        "path_kl": path_kl.mean().item(),
+        "standard_error": path_kl.std().item() / math.sqrt(n_chains),
+        "marginal_kl": marginal_kl,
+        "gap": path_kl.mean().item() - marginal_kl,
+        "entropy": -(density * log_density).sum().item() * volume,
+        "share_right": density[grid[:, 0] > 0].sum().item() * volume,
+    }
+
+
+def bound_gap(
+    diffusion_steps: Iterable[int] = (1, 2, 5, 10, 20),
+    noise_schedules: Iterable[str] = ("cosine",),
+    dim: int = 1,
+    prior_std: float = 1.0,
+    **fit_kwargs: Any,
+) -> list[dict[str, Any]]:
+    """
+    Fit chains to :func:`peaks_log_prob` and measure what the bound on their entropy loses.
+
+    :param diffusion_steps: numbers of denoising steps K
+    :param noise_schedules: names of noise schedules
+    :param dim: dimension d, 1 or 2
+    :param prior_std: standard deviation of the prior
+    :param fit_kwargs: arguments of :func:`fit_control`
+    :return: for each schedule and K a row with the output of :func:`measure_gap`
+    """
+    rows = []
+    for name in noise_schedules:
+        for n_steps in diffusion_steps:
+            schedule = NoiseSchedule(n_steps, name, prior_std)
+            measured = measure_gap(fit_control(schedule, dim, **fit_kwargs), schedule, dim)
+            rows.append({"noise_schedule": name, "diffusion_steps": n_steps, **measured})
+    return rows
+
+
+def plot_bound_gap(rows: list[dict[str, Any]], path: str | Path) -> None:
+    """
+    The three KLs and the share of each side against K.
+
+    :param rows: rows of :func:`bound_gap`, with a key ``start``
+    :param path: where the picture goes
+    """
+    figure, axes = plt.subplots(1, 4, figsize=(15, 3.4))
+    for ax, key in zip(axes, ("path_kl", "marginal_kl", "gap", "share_right"), strict=True):
+        for name in dict.fromkeys((row["start"], row["noise_schedule"]) for row in rows):
+            of_name = [row for row in rows if (row["start"], row["noise_schedule"]) == name]
+            ax.plot([row["diffusion_steps"] for row in of_name], [row[key] for row in of_name], "o-", label=", ".join(name))
+        ax.set(xlabel="denoising steps K", title=key.replace("_", " "), xscale="log")
+        ax.grid(alpha=0.3)
+    axes[0].set(ylabel="nats")
+    axes[0].legend()
+    figure.tight_layout()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

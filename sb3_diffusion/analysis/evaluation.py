@@ -1,0 +1,104 @@
+"""Learning curves that lose nothing: each run writes its result when it ends, and is skipped when its file is there."""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+
+class EvaluationPoints(BaseCallback):
+    """
+    Evaluate at every ``every`` steps of the environment and keep the results in ``points``: ``step``, mean and standard
+    deviation of the ``return`` of deterministic and of the ``stochastic_return`` of sampled actions, and ``cpu_seconds`` of
+    training without the evaluations.
+
+    :param env_id: environment to evaluate on
+    :param every: steps of the environment between two evaluations
+    :param n_episodes: episodes of each evaluation
+    :param logged: keys of the logger whose means over training are kept in ``logged_means``
+    """
+
+    def __init__(self, env_id: str, every: int, n_episodes: int, logged: Iterable[str] = ()):
+        super().__init__()
+        self.eval_env = make_vec_env(env_id, seed=10_000)
+        self.every = every
+        self.n_episodes = n_episodes
+        self.points: list[dict[str, float]] = []
+        self.logged: dict[str, list[float]] = {key: [] for key in logged}
+        self.started = time.process_time()
+        self.evaluation_time = 0.0
+
+    def _on_step(self) -> bool:
+        for key, numbers in self.logged.items():
+            if key in self.logger.name_to_value:
+                numbers.append(float(self.logger.name_to_value[key]))
+        if self.num_timesteps % self.every == 0:
+            self._evaluate()
+        return True
+
+    def _evaluate(self) -> None:
+        started = time.process_time()
+        random_state = th.get_rng_state()
+        point = {"step": float(self.num_timesteps)}
+        for name, deterministic in (("return", True), ("stochastic_return", False)):
+            returns, _ = evaluate_policy(
+                self.model, self.eval_env, self.n_episodes, deterministic=deterministic, return_episode_rewards=True
+            )
+            point[name], point[f"{name}_std"] = float(np.mean(returns)), float(np.std(returns))
+        # An evaluation must not change the training run that it looks at
+        th.set_rng_state(random_state)
+        self.evaluation_time += time.process_time() - started
+        point["cpu_seconds"] = time.process_time() - self.started - self.evaluation_time
+        self.points.append(point)
+        print(f"{type(self.model).__name__}: {point}", flush=True)
+
+    @property
+    def logged_means(self) -> dict[str, float]:
+        """Means over training of what was asked for and logged."""
+        return {key: float(np.mean(numbers)) for key, numbers in self.logged.items() if numbers}
+
+
+def run_once(
+    path: Path,
+    make_model: Callable[[], BaseAlgorithm],
+    n_steps: int,
+    callback: Callable[[], EvaluationPoints],
+    **about: Any,
+) -> dict[str, Any]:
+    """
+    Train and write a result, unless it is there.
+
+    :param path: where the result stands
+    :param make_model: makes the model to train
+    :param n_steps: steps of the environment
+    :param callback: makes the callback
+    :param about: what else goes into the result
+    :return: the result
+    """
+    if path.exists():
+        return json.loads(path.read_text())
+    points = callback()
+    make_model().learn(n_steps, callback=points)
+    result = {**about, "points": points.points, "logged_means": points.logged_means}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written under another name first, so that a run that is killed leaves no half a result
+    path.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n")
+    path.with_suffix(".tmp").replace(path)
+    return result
+
+
+def values(runs: list[dict[str, Any]], key: str) -> np.ndarray:
+    """
+    :param runs: results of one algorithm
+    :param key: what to take of each evaluation
+    :return: array of shape (runs, evaluations)
+    """
+    return np.array([[point[key] for point in run["points"]] for run in runs])

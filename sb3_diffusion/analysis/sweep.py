@@ -1,0 +1,128 @@
+"""How many denoising steps are worth their time?"""
+
+import multiprocessing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch as th
+from stable_baselines3 import SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_diffusion.analysis.evaluation import EvaluationPoints, run_once, values
+from sb3_diffusion.diffsac.diffsac import DiffSAC
+
+Runs = dict[str, list[dict[str, Any]]]
+
+
+def _make_model(env_id: str, diffusion_steps: int | None, seed: int, kwargs: dict[str, Any]) -> BaseAlgorithm:
+    if diffusion_steps is None:
+        return SAC("MlpPolicy", env_id, seed=seed, device="cpu", **kwargs)
+    return DiffSAC("MlpPolicy", env_id, seed=seed, device="cpu", diffusion_steps=diffusion_steps, **kwargs)
+
+
+def _run(task: tuple[Path, str, int | None, int, int, int, int, dict[str, Any]]) -> dict[str, Any]:
+    path, env_id, diffusion_steps, seed, n_steps, eval_every, eval_episodes, kwargs = task
+    th.set_num_threads(1)
+    algo = "sac" if diffusion_steps is None else "diffsac-adjoint"
+    settings = dict(env=env_id, steps=n_steps, diffusion_steps=diffusion_steps, settings=kwargs)
+    return run_once(
+        path,
+        partial(_make_model, env_id, diffusion_steps, seed, kwargs),
+        n_steps,
+        partial(EvaluationPoints, env_id, eval_every, eval_episodes),
+        algo=algo,
+        seed=seed,
+        settings=settings,
+    )
+
+
+def k_sweep(
+    env_id: str,
+    n_steps: int,
+    folder: str | Path,
+    diffusion_steps: tuple[int, ...] = (1, 2, 5, 10, 20),
+    seeds: tuple[int, ...] = (0, 1),
+    eval_every: int = 10_000,
+    eval_episodes: int = 10,
+    n_jobs: int = 1,
+    **kwargs: Any,
+) -> Runs:
+    """
+    Train DiffSAC with several numbers of denoising steps, and SAC. Each run is written when it ends, and is skipped when its
+    file is there.
+
+    :param env_id: environment
+    :param n_steps: steps of the environment of each run
+    :param folder: where the results stand, one file a run in a folder of the environment's name
+    :param diffusion_steps: numbers of denoising steps K
+    :param seeds: seeds
+    :param eval_every: steps between two evaluations
+    :param eval_episodes: episodes of each evaluation
+    :param n_jobs: runs at a time, one thread each
+    :param kwargs: keyword arguments of both algorithms
+    :return: results by name of the runs, ``sac`` or ``diffsac-adjoint_K5`` and so on
+    """
+    names = {"sac": None, **{f"diffsac-adjoint_K{steps}": steps for steps in diffusion_steps}}
+    tasks = [
+        (Path(folder) / env_id / f"{name}_seed{seed}.json", env_id, steps, seed, n_steps, eval_every, eval_episodes, kwargs)
+        for seed in seeds
+        for name, steps in names.items()
+    ]
+    if n_jobs == 1:
+        results = [_run(task) for task in tasks]
+    else:
+        with multiprocessing.get_context("spawn").Pool(n_jobs, maxtasksperchild=1) as pool:
+            results = pool.map(_run, tasks, chunksize=1)
+    runs: Runs = {name: [] for name in names}
+    for (path, *_), result in zip(tasks, results, strict=True):
+        runs[path.stem.rsplit("_seed", 1)[0]].append(result)
+    return runs
+
+
+def k_sweep_table(runs: Runs) -> str:
+    """
+    :param runs: output of :func:`k_sweep`
+    :return: Markdown table of the mean return at the end over the seeds, its range, and CPU seconds of training
+    """
+    lines = [
+        "| run | steps | return | each seed | CPU seconds | return after SAC's CPU seconds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    budget = values(runs["sac"], "cpu_seconds")[:, -1].mean()
+    for name, of_name in runs.items():
+        returns, seconds = values(of_name, "return"), values(of_name, "cpu_seconds")
+        at_budget = np.mean([np.interp(budget, s, r) for s, r in zip(seconds, returns, strict=True)])
+        each = ", ".join(f"{value:.0f}" for value in returns[:, -1])
+        steps = int(of_name[0]["points"][-1]["step"])
+        lines.append(
+            f"| {name} | {steps:,} | {returns[:, -1].mean():.0f} | {each} | {seconds[:, -1].mean():.0f} | {at_budget:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot_k_sweep(runs: Runs, path: str | Path, title: str = "") -> None:
+    """
+    Return against steps of the environment and against CPU seconds, the mean over the seeds and their range.
+
+    :param runs: output of :func:`k_sweep`
+    :param path: where the picture goes
+    :param title: title
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+    for name, of_name in runs.items():
+        returns = values(of_name, "return")
+        for ax, key in zip(axes, ("step", "cpu_seconds"), strict=True):
+            x = values(of_name, key).mean(axis=0)
+            (line,) = ax.plot(x, returns.mean(axis=0), "o-", label=name)
+            ax.fill_between(x, returns.min(axis=0), returns.max(axis=0), color=line.get_color(), alpha=0.15)
+    for ax, label in zip(axes, ("environment steps", "CPU seconds of training"), strict=True):
+        ax.set(xlabel=label, ylabel="return", title=title)
+        ax.grid(alpha=0.3)
+        ax.legend()
+    figure.tight_layout()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
