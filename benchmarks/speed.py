@@ -222,6 +222,31 @@ def measure_memory(args: argparse.Namespace) -> Rows:
     return rows
 
 
+def measure_threads(args: argparse.Namespace) -> Rows:
+    """
+    :param args: the command line
+    :return: seconds on the clock, not of CPU time, of an update with one thread and with two
+    """
+    settings: dict[str, Any] = dict(learning_starts=300, buffer_size=10_000, batch_size=256, seed=0, device="cpu")
+    tasks: dict[str, Task] = {}
+
+    def update(model: OffPolicyAlgorithm, n_threads: int) -> float:
+        th.set_num_threads(n_threads)
+        started = time.perf_counter()
+        model.train(args.calls, 256)
+        milliseconds = (time.perf_counter() - started) / args.calls * 1000
+        th.set_num_threads(1)
+        return milliseconds
+
+    for name, algorithm in (("sac", SAC), ("diffsac-adjoint, K = 5", DiffSAC)):
+        model = algorithm("MlpPolicy", args.env, **settings)
+        model.set_logger(Logger(None, []))
+        model.learn(320, log_interval=10**9)
+        for n_threads in (1, 2):
+            tasks[f"{name}, {n_threads} threads"] = partial(update, model, n_threads)
+    return in_turn(tasks, args.rounds, "sac, 1 threads")
+
+
 def measure_compile(args: argparse.Namespace) -> Rows:
     """
     :param args: the command line
@@ -261,6 +286,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "floor": measure_floor,
     "memory": measure_memory,
     "compile": measure_compile,
+    "threads": measure_threads,
 }
 
 
