@@ -75,7 +75,7 @@ def test_features_are_encoded_once_per_chain():
     policy = make_policy(diffusion_steps=7)
     network = policy.actor.score_network
     network.encoder.register_forward_hook(lambda *_: calls.update(encoder=calls["encoder"] + 1))
-    network.head.register_forward_hook(lambda *_: calls.update(head=calls["head"] + 1))
+    network.head[-1].register_forward_hook(lambda *_: calls.update(head=calls["head"] + 1))
     policy.predict(OBSERVATION_SPACE.sample())
     assert calls == {"encoder": 1, "head": 7}
 
