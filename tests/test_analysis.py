@@ -17,6 +17,7 @@ from sb3_diffusion.analysis import (
     action_distribution,
     bound_gap,
     exact_marginal,
+    fit_mixture,
     k_sweep,
     k_sweep_table,
     mode_coverage,
@@ -28,6 +29,7 @@ from sb3_diffusion.analysis import (
     plot_trajectories,
 )
 from sb3_diffusion.analysis.bound import cell_volume, make_grid, measure_gap, peaks_log_prob
+from sb3_diffusion.analysis.mixture import AnnealTemperature
 from sb3_diffusion.common.chain import gaussian_log_prob
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
@@ -154,3 +156,17 @@ def test_k_sweep_runs_once_and_writes(tmp_path, monkeypatch):
     assert k_sweep_table(runs).count("\n") == 3
     plot_k_sweep(runs, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 0
+
+
+def test_fit_mixture_ends_at_temperature_one():
+    model = DiffSAC("MlpPolicy", gym.make("TurningGMM-v0"), ent_coef=1.0, diffusion_steps=2, learning_starts=100, **SMALL)
+    temperatures = []
+    callback = AnnealTemperature(20.0, 1.0, 8)
+    callback.init_callback(model)
+    for step in (0, 2, 4, 8):
+        model.num_timesteps = step
+        callback.on_step()
+        temperatures.append(model.ent_coef_tensor.item())
+    assert temperatures == pytest.approx([20, math.sqrt(20), 1, 1])
+    row = fit_mixture(1, n_steps=120, policy_kwargs=dict(net_arch=[8]))
+    assert row["diffusion_steps"] == 1 and 0 < row["total_variation"] <= row["worst_heading"] <= 1

@@ -3,6 +3,7 @@
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_diffusion.analysis.modes import mode_coverage
 from sb3_diffusion.diffsac.diffsac import DiffSAC
@@ -10,10 +11,30 @@ from sb3_diffusion.diffsac.diffsac import DiffSAC
 MIXTURE_STEPS = 10_000
 
 
+class AnnealTemperature(BaseCallback):
+    """
+    Let a fixed temperature fall to its value, exponentially over the first half of training.
+
+    :param start: temperature at the beginning
+    :param end: temperature at the end
+    :param n_steps: steps of the environment of the whole training
+    """
+
+    def __init__(self, start: float, end: float, n_steps: int):
+        super().__init__()
+        self.start, self.end, self.n_steps = start, end, n_steps
+
+    def _on_step(self) -> bool:
+        progress = min(1.0, 2 * self.num_timesteps / self.n_steps)
+        assert isinstance(self.model, DiffSAC)
+        self.model.ent_coef_tensor.fill_(self.start ** (1 - progress) * self.end**progress)
+        return True
+
+
 def fit_mixture(diffusion_steps: int, n_steps: int = MIXTURE_STEPS, seed: int = 0, **kwargs: Any) -> dict[str, Any]:
     """
-    Train DiffSAC on ``TurningGMM-v0`` at temperature 1 and discount 0, where the best policy is the mixture itself. The
-    temperature falls to 1 from 10, as it must for every mode to be kept.
+    Train DiffSAC on ``TurningGMM-v0`` at discount 0, where at temperature 1 the best policy is the mixture itself. The
+    temperature falls from 20 to 1 over the first half, as it must for every mode to be kept.
 
     :param diffusion_steps: number of denoising steps K
     :param n_steps: steps of the environment
@@ -22,8 +43,11 @@ def fit_mixture(diffusion_steps: int, n_steps: int = MIXTURE_STEPS, seed: int = 
     :return: the total-variation distance to the mixture, in the mean over the headings and at the worst
     """
     env = gym.make("TurningGMM-v0")
-    settings: dict[str, Any] = dict(ent_coef=1.0, gamma=0.0, seed=seed, device="cpu")
-    model = DiffSAC("MlpPolicy", env, diffusion_steps=diffusion_steps, **{**settings, **kwargs}).learn(n_steps)
+    settings: dict[str, Any] = dict(
+        ent_coef=1.0, gamma=0.0, actor_loss="pathwise", learning_rate=1e-3, prior_std=0.5, seed=seed, device="cpu"
+    )
+    model = DiffSAC("MlpPolicy", env, diffusion_steps=diffusion_steps, **{**settings, **kwargs})
+    model.learn(n_steps, callback=AnnealTemperature(20.0, 1.0, n_steps))
     distance = mode_coverage(model, env)["total_variation"]
     return {
         "diffusion_steps": diffusion_steps,
