@@ -153,6 +153,8 @@ def test_k_sweep_runs_once_and_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(sb3_diffusion.analysis.sweep, "_make_model", lambda *args: pytest.fail("trained again"))
     again = k_sweep("Pendulum-v1", 30, tmp_path, **arguments)
     assert again == {name: json.loads(json.dumps(of_name)) for name, of_name in runs.items()}
+    with pytest.raises(ValueError, match="other settings: steps=30, not 40"):
+        k_sweep("Pendulum-v1", 40, tmp_path, **arguments)
     assert k_sweep_table(runs).count("\n") == 3
     plot_k_sweep(runs, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 0

@@ -71,6 +71,7 @@ def run_once(
     make_model: Callable[[], BaseAlgorithm],
     n_steps: int,
     callback: Callable[[], EvaluationPoints],
+    settings: dict[str, Any],
     **about: Any,
 ) -> dict[str, Any]:
     """
@@ -80,14 +81,25 @@ def run_once(
     :param make_model: makes the model to train
     :param n_steps: steps of the environment
     :param callback: makes the callback
+    :param settings: settings of the run, which go into the result
     :param about: what else goes into the result
     :return: the result
+    :raises ValueError: if a result is there that was made with other settings
     """
+    settings = json.loads(json.dumps(settings, default=str))
     if path.exists():
-        return json.loads(path.read_text())
+        result = json.loads(path.read_text())
+        theirs = result["settings"]
+        if different := sorted(key for key in theirs.keys() & settings.keys() if theirs[key] != settings[key]):
+            raise ValueError(
+                f"{path} was made with other settings: "
+                + ", ".join(f"{key}={theirs[key]!r}, not {settings[key]!r}" for key in different)
+                + ". Choose another folder, or delete the file to run it again."
+            )
+        return result
     points = callback()
     make_model().learn(n_steps, callback=points)
-    result = {**about, "points": points.points, "logged_means": points.logged_means}
+    result = {**about, "settings": settings, "points": points.points, "logged_means": points.logged_means}
     path.parent.mkdir(parents=True, exist_ok=True)
     # Written under another name first, so that a run that is killed leaves no half a result
     path.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """How many denoising steps are worth their time?"""
 
+import copy
 import multiprocessing
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ Runs = dict[str, list[dict[str, Any]]]
 
 
 def _make_model(env_id: str, diffusion_steps: int | None, seed: int, kwargs: dict[str, Any]) -> BaseAlgorithm:
+    kwargs = copy.deepcopy(kwargs)  # SAC adds to the policy_kwargs it is given
     if diffusion_steps is None:
         return SAC("MlpPolicy", env_id, seed=seed, device="cpu", **kwargs)
     return DiffSAC("MlpPolicy", env_id, seed=seed, device="cpu", diffusion_steps=diffusion_steps, **kwargs)

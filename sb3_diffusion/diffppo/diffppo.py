@@ -286,7 +286,7 @@ class DiffPPO(PPO):
 
         for _ in range(n_rollout_steps):
             with th.no_grad():
-                x, *values = self._run_chain(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
+                x, *values = self._sample_path(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
                 own_values += values
             actions = th.tanh(x[0]).cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
             new_obs, rewards, dones, infos = env.step(self.policy.unscale_action(actions))
@@ -313,7 +313,7 @@ class DiffPPO(PPO):
         callback.on_rollout_end()
         return True
 
-    def _run_chain(self, obs: PyTorchObs) -> tuple[th.Tensor, ...]:
+    def _sample_path(self, obs: PyTorchObs) -> tuple[th.Tensor, ...]:
         """
         :param obs: observations
         :return: ``x_0 .. x_K``, (K+1, N, d); of a policy whose class has a ``forward`` of its own, which SB3 would call here,
