@@ -1,8 +1,8 @@
 """
 Losses of the actor, as functions of chains that have already been sampled (DMERL, arXiv 2512.02019; see ``docs``).
 
-``V_0(s, x_0)`` is the latent value, see :func:`latent_value_and_gradient`. All three estimators descend the gradient of
-``alpha sum_k log(q_k / r_k) - V_0(s, x_0)`` in the mean, the path-space KL to the chain that ends in the Boltzmann
+``V_0(s, x_0)`` is the latent value, see :func:`latent_value`. The three estimators of the reverse divergence descend the
+gradient of ``alpha sum_k log(q_k / r_k) - V_0(s, x_0)`` in the mean, the path-space KL to the chain that ends in the Boltzmann
 policy. The closed-form ``KL_k`` in place of the log-ratios would have the same mean gradient, but its noise would not
 cancel that of ``V_0``'s prior term.
 """
@@ -19,6 +19,7 @@ from sb3_diffusion.common.chain import (
     Visits,
     at_step,
     denoising_step,
+    kernel_log_prob,
     sample_increment,
     terminal_log_prob,
 )
@@ -41,11 +42,24 @@ def value_and_gradient(value_fn: ValueFn, x: th.Tensor) -> tuple[th.Tensor, th.T
     return value.detach(), gradient
 
 
+def latent_value(q_value: th.Tensor, schedule: NoiseSchedule, x: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+    """
+    ``V_0(s, x) = min_i Q_i(s, tanh x) - alpha [log N(x; 0, nu^2) - sum log(1 - tanh^2 x)]``.
+
+    :param q_value: the least of the critics' values of the action ``tanh x``, (B,)
+    :param schedule: noise schedule
+    :param x: ``x_0``, (B, d)
+    :param ent_coef: temperature alpha
+    :return: the latent value, (B,)
+    """
+    return q_value - ent_coef * terminal_log_prob(schedule, x)
+
+
 def latent_value_and_gradient(
     q_fn: ValueFn, schedule: NoiseSchedule, x: th.Tensor, ent_coef: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    ``V_0(s, x) = min_i Q_i(s, tanh x) - alpha [log N(x; 0, nu^2) - sum log(1 - tanh^2 x)]``.
+    :func:`latent_value` and its gradient.
 
     :param q_fn: the least of the critics' values of an action, (B, d) -> (B,)
     :param schedule: noise schedule
@@ -59,7 +73,7 @@ def latent_value_and_gradient(
     # By hand, since automatic differentiation of the second term takes longer than all the rest but the critics
     prior_gradient = 2 * action - x / schedule.prior_std**2
     gradient = q_gradient * (1 - action**2) - ent_coef * prior_gradient
-    return q_value - ent_coef * terminal_log_prob(schedule, x), gradient
+    return latent_value(q_value, schedule, x, ent_coef), gradient
 
 
 def draw_steps(n_steps: int, n_drawn: int, batch_size: int, device: th.device) -> th.Tensor:
@@ -106,6 +120,50 @@ def step_loss(
     u, rho = control_fn(visits.x, visits.steps)
     x_prev, log_ratio = denoising_step(schedule, u, rho, visits.x, visits.noise, visits.steps)
     return (ent_coef * log_ratio - (value_gradient * x_prev).sum(dim=-1)).mean() * schedule.diffusion_steps
+
+
+def path_weights(chain: Chain, value: th.Tensor, ent_coef: th.Tensor, n_action_samples: int) -> th.Tensor:
+    """
+    Self-normalised importance weights ``softmax(V_0(s, x_0) / alpha - sum_k log(q_k / r_k))`` over the chains of one
+    observation, for expectations over the chain that ends in the Boltzmann policy. At the optimum all are equal.
+
+    :param chain: n chains of each observation, one after the other
+    :param value: ``V_0(s, x_0)``, (n B,)
+    :param ent_coef: temperature alpha
+    :param n_action_samples: n
+    :return: weights, which sum to 1 over the chains of an observation, (n B,)
+    """
+    log_weight = value / ent_coef - chain.log_ratio.sum(dim=0)
+    return th.softmax(log_weight.reshape(n_action_samples, -1), dim=0).reshape(-1)
+
+
+def effective_samples(weights: th.Tensor, n_action_samples: int) -> th.Tensor:
+    """
+    :param weights: output of :func:`path_weights`, (n B,)
+    :param n_action_samples: n
+    :return: how many equally weighted chains the weighted ones of an observation are worth, from 1 to n, in the mean
+    """
+    return (1 / (weights.reshape(n_action_samples, -1) ** 2).sum(dim=0)).mean()
+
+
+def forward_kl_loss(
+    schedule: NoiseSchedule, u: th.Tensor, rho: th.Tensor, visits: Visits, weights: th.Tensor, n_action_samples: int
+) -> th.Tensor:
+    """
+    ``-sum_i (w_i - 1/n) sum_k log q(x_{k-1} | x_k, s)`` over the n chains of each observation, whose gradient is that of the
+    forward KL, from the chain that ends in the Boltzmann policy to the policy's. The mean weight ``1/n`` is a control variate:
+    the score it multiplies has mean 0, and with it the gradient vanishes at the optimum, on every path.
+
+    :param schedule: noise schedule
+    :param u: control at the visited steps, with gradients, (M, n B, d)
+    :param rho: log-ratio of the standard deviations there, with gradients, (M, n B, d)
+    :param visits: steps of chains that were sampled with the same weights; the sum over all K is estimated from these
+    :param weights: output of :func:`path_weights`, (n B,)
+    :param n_action_samples: n
+    :return: loss, a scalar. Only its gradient has a meaning
+    """
+    log_prob = kernel_log_prob(schedule, u, rho, visits.x, visits.x_prev, visits.steps)  # (M, n B)
+    return -((n_action_samples * weights - 1) * log_prob).mean() * schedule.diffusion_steps
 
 
 def wasserstein_loss(

@@ -31,13 +31,15 @@ from sb3_diffusion.common.checks import (
     merge_policy_kwargs,
     optimize,
 )
-from sb3_diffusion.common.losses import latent_value_and_gradient, lean_adjoint, returns_along_chain, value_and_gradient
+from sb3_diffusion.common.losses import ValueFn, lean_adjoint, returns_along_chain, value_and_gradient
 from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
 
 Info = dict[str, th.Tensor]
 
 # Updates of the actor between two descriptions of its chains in the log, which take longer than a step of the optimizer
 DESCRIBE_INTERVAL = 10
+# Chains of each observation that the forward divergence weighs against each other, if not given
+FORWARD_ACTION_SAMPLES = 8
 
 
 class DiffusionOffPolicyAlgorithm(SAC):
@@ -87,12 +89,18 @@ class DiffusionOffPolicyAlgorithm(SAC):
         prior_std: float = 1.0,
         actor_loss: str = "adjoint",
         denoising_steps_per_update: int = 4,
+        n_action_samples: int | None = None,
+        divergence: str = "reverse",
         _init_setup_model: bool = True,
     ):
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
         self.actor_loss = actor_loss
         self.denoising_steps_per_update = denoising_steps_per_update
+        self.divergence = divergence
+        if n_action_samples is None:
+            n_action_samples = FORWARD_ACTION_SAMPLES if divergence == "forward" else 1
+        self.n_action_samples = n_action_samples
         self.diffusion_steps = diffusion_steps
         self.noise_schedule = noise_schedule
         self.prior_std = prior_std
@@ -135,7 +143,15 @@ class DiffusionOffPolicyAlgorithm(SAC):
         """
         check_no_sde(self.use_sde)
         check_choice("actor_loss", self.actor_loss, self.actor_losses)
-        for name in ("policy_delay", "denoising_steps_per_update", "target_update_interval"):
+        check_choice("divergence", self.divergence, ("reverse", "forward"))
+        if self.divergence == "forward" and self.actor_loss != "adjoint":
+            raise ValueError(
+                f"actor_loss={self.actor_loss!r} estimates the gradient of the reverse divergence: leave it at its default "
+                "'adjoint' with divergence='forward', which does not use it"
+            )
+        if self.divergence == "forward" and self.n_action_samples == 1:
+            raise ValueError("n_action_samples=1: divergence='forward' weighs chains against each other, choose 2 or more")
+        for name in ("policy_delay", "denoising_steps_per_update", "n_action_samples", "target_update_interval"):
             check_integer(name, getattr(self, name))
         if self.qf_learning_rate is not None and not callable(self.qf_learning_rate):
             check_positive("qf_learning_rate", self.qf_learning_rate)
@@ -257,23 +273,21 @@ class DiffusionOffPolicyAlgorithm(SAC):
             info["train/ent_coef_loss"] = ent_coef_loss
         return info
 
-    def _evaluate_latents(self, obs: PyTorchObs, x: th.Tensor, ent_coef: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def _make_min_q_value(self, obs: PyTorchObs) -> ValueFn:
         """
         :param obs: observations, B of them
-        :param x: ``x_0`` of n chains of each observation, one after the other, (n B, d)
-        :param ent_coef: temperature alpha
-        :return: ``V_0(s, x_0)``, (n B,), and its gradient with respect to ``x_0``, (n B, d)
+        :return: the least of the critics' values, (n B,), of n actions at each observation, one after the other, (n B, d)
         """
         critic = self.critic
         with th.no_grad():
             features = critic.extract_features(obs, critic.features_extractor)
-            features = features.repeat(len(x) // len(features), 1)
+            features = features.repeat(self.n_action_samples, 1)
 
         def min_q_value(actions: th.Tensor) -> th.Tensor:
             inputs = th.cat((features, actions), dim=1)
             return th.cat([q_net(inputs) for q_net in critic.q_networks], dim=1).min(dim=1).values
 
-        return latent_value_and_gradient(min_q_value, self.actor.schedule, x, ent_coef)
+        return min_q_value
 
     def _step_value_gradient(
         self, obs: PyTorchObs, chain: Chain, visits: Visits, value: th.Tensor, gradient: th.Tensor, ent_coef: th.Tensor
@@ -294,15 +308,14 @@ class DiffusionOffPolicyAlgorithm(SAC):
             return lean_adjoint(self.actor.schedule, visits.steps, gradient), {}
         value_net = self.policy.diffusion_value
         assert value_net is not None
-        n_chains = visits.x.shape[1]
         context = value_net.encode(obs)
         returns = take_steps(returns_along_chain(chain.log_ratio, value, ent_coef), visits.steps)
-        predicted = value_net(context.repeat(n_chains // len(context), 1), visits.x, visits.steps)
+        predicted = value_net(context.repeat(self.n_action_samples, 1), visits.x, visits.steps)
         loss = 0.5 * F.mse_loss(predicted, returns)
         optimize(value_net.optimizer, "diffusion value loss", loss, returns=returns, values=predicted)
         with th.no_grad():
             context = value_net.encode(obs)
-            context = context.repeat(n_chains // len(context), 1)
+            context = context.repeat(self.n_action_samples, 1)
         _, step_gradient = value_and_gradient(lambda x: value_net(context, x, visits.steps - 1), visits.x_prev)
         step_gradient = th.where((visits.steps == 1).unsqueeze(-1), gradient, step_gradient)
         return step_gradient, {"diffusion/value_loss": loss}

@@ -6,7 +6,16 @@ from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
 
 from sb3_diffusion.common.chain import Chain, Visits, action_log_prob
 from sb3_diffusion.common.checks import optimize
-from sb3_diffusion.common.losses import draw_steps, pathwise_loss, step_loss
+from sb3_diffusion.common.losses import (
+    draw_steps,
+    effective_samples,
+    forward_kl_loss,
+    latent_value,
+    latent_value_and_gradient,
+    path_weights,
+    pathwise_loss,
+    step_loss,
+)
 from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm, Info
 from sb3_diffusion.diffsac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
@@ -72,6 +81,10 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
         ``"pathwise"`` back-propagates through all steps, as stock SAC with :class:`.DiffusionSACPolicy` does
     :param denoising_steps_per_update: how many denoising steps of each sample an update of the actor uses, drawn at
         random where K is greater; bounds time and memory for any K. Not used by ``actor_loss="pathwise"``
+    :param n_action_samples: how many chains of each observation an update of the actor uses; if None, one with the reverse
+        divergence and eight with the forward one
+    :param divergence: what the actor descends: ``"reverse"``, as SAC does, or ``"forward"``, the KL from the Boltzmann
+        policy's chain to the policy's, by importance weights; it holds on to several modes, and takes longer
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: for an argument that is out of range, saying what is allowed
     """
@@ -90,7 +103,7 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
             replay_data, ent_coef, update_actor = self._sample_batch(batch_size)
             obs, next_obs = replay_data.observations, replay_data.next_observations
             if update_actor:
-                context = self.actor.encode(obs)
+                context = self.actor.encode(obs).repeat(self.n_action_samples, 1)  # (n B, W)
                 chain, visits, log_prob, next_actions, next_log_prob = self._sample_chains(context, next_obs)
             else:
                 with th.no_grad():
@@ -109,47 +122,55 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
         """
         Sample actions at these and at the next observations, in one batch unless gradients have to pass through the chain.
 
-        :param context: encoded observations, (B, W)
+        :param context: encoded observations, n times, (n B, W)
         :param next_obs: next observations
         :return: the chains at the observations, or their ends and the steps that the actor's update takes once more; what
-            stands for the log-probability of their actions, (B,); the actions at the next observations, (B, d), and what
+            stands for the log-probability of their actions, (n B,); the actions at the next observations, (B, d), and what
             stands for theirs, (B,)
         """
-        schedule, batch_size = self.actor.schedule, len(context)
+        schedule, n_chains = self.actor.schedule, len(context)
         if self.actor_loss == "pathwise":
             with th.no_grad():
                 next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
             chain = self.actor.sample(context)
             return chain, None, action_log_prob(schedule, chain).detach(), next_actions, next_log_prob
-        steps = draw_steps(schedule.diffusion_steps, self.denoising_steps_per_update, batch_size, context.device)
+        steps = draw_steps(schedule.diffusion_steps, self.denoising_steps_per_update, n_chains, context.device)
         with th.no_grad():
             chains = self.actor.sample(th.cat((context, self.actor.encode(next_obs))))
-            log_prob, next_log_prob = action_log_prob(schedule, chains).split(batch_size)
-            chain, next_actions = chains.first(batch_size), chains.action[batch_size:]
+            log_prob, next_log_prob = action_log_prob(schedule, chains).tensor_split([n_chains])
+            chain, next_actions = chains.first(n_chains), chains.action[n_chains:]
             return chain.end(), chain.visit(steps), log_prob, next_actions, next_log_prob
 
     def _update_actor(
         self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits | None, ent_coef: th.Tensor
     ) -> Info:
         """
-        One step down ``alpha sum_k log(q_k / r_k) - V_0(s, x_0)``, by one of three estimators of its gradient.
+        One step down ``alpha sum_k log(q_k / r_k) - V_0(s, x_0)``, by one of three estimators of its gradient, or down the
+        forward divergence.
 
         :param obs: observations
-        :param context: encoded observations, with gradients, (B, W)
+        :param context: encoded observations, n times, with gradients, (n B, W)
         :param chain: chains of the current policy
         :param visits: steps of these chains to take once more; None to back-propagate through the chains
         :param ent_coef: temperature alpha
         :return: what to log
         """
-        value, gradient = self._evaluate_latents(obs, chain.x[0], ent_coef)
-        info = {"train/actor_loss": (ent_coef * chain.log_ratio.detach().sum(dim=0) - value).mean()}
-        if visits is None:
-            loss = pathwise_loss(chain, gradient, ent_coef)
+        schedule, q_fn, control_fn = self.actor.schedule, self._make_min_q_value(obs), self.actor.control_fn(context)
+        if self.divergence == "forward" and visits is not None:
+            with th.no_grad():
+                value = latent_value(q_fn(chain.action), schedule, chain.x[0], ent_coef)
+            weights = path_weights(chain, value, ent_coef, self.n_action_samples)
+            loss = forward_kl_loss(schedule, *control_fn(visits.x, visits.steps), visits, weights, self.n_action_samples)
+            info = {"diffusion/effective_samples": effective_samples(weights, self.n_action_samples)}
         else:
-            step_gradient, value_info = self._step_value_gradient(obs, chain, visits, value, gradient, ent_coef)
-            info.update(value_info)
-            loss = step_loss(self.actor.control_fn(context), self.actor.schedule, visits, step_gradient, ent_coef)
-        optimize(self.actor.optimizer, "actor loss", loss, q_value_gradient=gradient, x_0=chain.x[0], ent_coef=ent_coef)
+            value, gradient = latent_value_and_gradient(q_fn, schedule, chain.x[0], ent_coef)
+            if visits is None:
+                loss, info = pathwise_loss(chain, gradient, ent_coef), {}
+            else:
+                step_gradient, info = self._step_value_gradient(obs, chain, visits, value, gradient, ent_coef)
+                loss = step_loss(control_fn, schedule, visits, step_gradient, ent_coef)
+        optimize(self.actor.optimizer, "actor loss", loss, value=value, x_0=chain.x[0], ent_coef=ent_coef)
+        info["train/actor_loss"] = (ent_coef * chain.log_ratio.detach().sum(dim=0) - value).mean()
         info.update(self._describe_chain(chain))
         return info
 

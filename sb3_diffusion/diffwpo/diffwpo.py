@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 
 from sb3_diffusion.common.chain import Visits, action_log_prob, kernel_kl_by_part
 from sb3_diffusion.common.checks import check_integer, check_positive, optimize
-from sb3_diffusion.common.losses import draw_steps, trust_region_loss, wasserstein_loss
+from sb3_diffusion.common.losses import draw_steps, latent_value_and_gradient, trust_region_loss, wasserstein_loss
 from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm, Info
 from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
 from sb3_diffusion.diffwpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -103,7 +103,6 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         target_policy_update_interval: int = 100,
         _init_setup_model: bool = True,
     ):
-        self.n_action_samples = n_action_samples
         self.fisher_rescaling = fisher_rescaling
         self.kl_bound_mean = kl_bound_mean
         self.kl_bound_std = kl_bound_std
@@ -145,13 +144,13 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
             prior_std,
             actor_loss,
             denoising_steps_per_update,
-            _init_setup_model,
+            n_action_samples,
+            _init_setup_model=_init_setup_model,
         )
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        for name in ("n_action_samples", "target_policy_update_interval"):
-            check_integer(name, getattr(self, name))
+        check_integer("target_policy_update_interval", self.target_policy_update_interval)
         for name in ("kl_bound_mean", "kl_bound_std"):
             check_positive(name, getattr(self, name))
         if not KL_COEF_MIN <= self.kl_coef <= KL_COEF_MAX:
@@ -188,7 +187,8 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
                     chain = self.actor.sample(context)
                 visits = chain.visit(steps)
                 info.update(self._update_temperature(action_log_prob(self.actor.schedule, chain)))
-                value, gradient = self._evaluate_latents(obs, chain.x[0], ent_coef)
+                q_fn = self._make_min_q_value(obs)
+                value, gradient = latent_value_and_gradient(q_fn, self.actor.schedule, chain.x[0], ent_coef)
                 step_gradient, value_info = self._step_value_gradient(obs, chain, visits, value, gradient, ent_coef)
                 u, rho = self.actor.control_fn(context)(visits.x, visits.steps)
                 loss = wasserstein_loss(self.actor.schedule, u, rho, visits, step_gradient, ent_coef, self.fisher_rescaling)
