@@ -16,6 +16,8 @@ from sb3_diffusion.analysis import (
     action_density,
     action_distribution,
     bound_gap,
+    divergence,
+    divergence_table,
     exact_marginal,
     fit_mixture,
     k_sweep,
@@ -158,6 +160,20 @@ def test_k_sweep_runs_once_and_writes(tmp_path, monkeypatch):
     assert k_sweep_table(runs).count("\n") == 3
     plot_k_sweep(runs, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 0
+
+
+def test_divergence(tmp_path):
+    settings = dict(n_steps=60, eval_every=30, eval_episodes=1, seeds=(3,), learning_starts=20, batch_size=8, policy_kwargs={})
+    runs = divergence("TurningDoubleWell-v0", tmp_path, **settings)
+    assert {path.stem for path in (tmp_path / "TurningDoubleWell-v0").iterdir()} == {
+        "reverse-adjoint_seed3",
+        "reverse-pathwise_seed3",
+        "forward_seed3",
+    }
+    assert all(0 <= point["least_share"] <= 0.5 for (run,) in runs.values() for point in run["points"])
+    header, *lines = divergence_table(runs).splitlines()
+    assert header.endswith("| CPU seconds | share of the rarest mode |") and len(lines) == 4
+    assert "least_share" not in divergence("Pendulum-v1", tmp_path, **settings)["forward"][0]["points"][0]
 
 
 def test_fit_mixture_ends_at_temperature_one():

@@ -19,7 +19,7 @@ LAYERS = [
     {"diffppo.diffppo", "diffsac.diffsac", "diffwpo.diffwpo"},
     {"analysis.bound", "analysis.evaluation"},
     {"analysis.modes", "analysis.sweep"},
-    {"analysis.mixture", "analysis.plots"},
+    {"analysis.divergence", "analysis.mixture", "analysis.plots"},
     {"analysis.__main__"},
     {"zoo.hyperparams_opt"},
     {"zoo.registration"},

@@ -3,6 +3,7 @@ Analyses from the command line::
 
     python -m sb3_diffusion.analysis bound_gap --figure bound_gap.png
     python -m sb3_diffusion.analysis mixture
+    python -m sb3_diffusion.analysis divergence --jobs 2
     python -m sb3_diffusion.analysis k_sweep --env HalfCheetah-v5 --steps 50000 --diffusion-steps 5 10 20 --jobs 2
 """
 
@@ -18,6 +19,7 @@ matplotlib.use("Agg")
 import torch as th
 
 from sb3_diffusion.analysis.bound import bound_gap, plot_bound_gap
+from sb3_diffusion.analysis.divergence import DIVERGENCE_TASKS, divergence, divergence_table
 from sb3_diffusion.analysis.mixture import MIXTURE_STEPS, fit_mixture
 from sb3_diffusion.analysis.sweep import k_sweep, k_sweep_table, plot_k_sweep
 
@@ -55,6 +57,15 @@ def run_mixture(args: argparse.Namespace) -> None:
     print(markdown(rows))
 
 
+def run_divergence(args: argparse.Namespace) -> None:
+    """
+    :param args: the command line
+    """
+    for env_id in args.envs:
+        runs = divergence(env_id, args.folder, seeds=tuple(args.seeds), n_jobs=args.jobs, **args.settings)
+        print(f"{env_id}:\n\n{divergence_table(runs)}\n", flush=True)
+
+
 def run_k_sweep(args: argparse.Namespace) -> None:
     """
     :param args: the command line
@@ -64,8 +75,8 @@ def run_k_sweep(args: argparse.Namespace) -> None:
         args.steps,
         args.folder,
         tuple(args.diffusion_steps),
-        tuple(args.seeds),
-        args.eval_every,
+        seeds=tuple(args.seeds),
+        eval_every=args.eval_every,
         n_jobs=args.jobs,
         **args.settings,
     )
@@ -94,6 +105,14 @@ def main() -> None:
     mixture.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 10])
     mixture.add_argument("--steps", type=int, default=MIXTURE_STEPS)
     mixture.add_argument("--seed", type=int, default=0)
+
+    kl = commands.add_parser("divergence", help="DiffSAC with the reverse and with the forward KL")
+    kl.set_defaults(run=run_divergence)
+    kl.add_argument("--envs", nargs="+", default=list(DIVERGENCE_TASKS))
+    kl.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    kl.add_argument("--settings", type=json.loads, default={}, help="keyword arguments of both, as JSON")
+    kl.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    kl.add_argument("--folder", type=Path, default=Path("divergence"), help="results; what is there is not run again")
 
     sweep = commands.add_parser("k_sweep", help="DiffSAC with several K, and SAC")
     sweep.set_defaults(run=run_k_sweep)

@@ -13,6 +13,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
+Measure = Callable[[BaseAlgorithm], dict[str, float]]
+
 
 class EvaluationPoints(BaseCallback):
     """
@@ -24,10 +26,12 @@ class EvaluationPoints(BaseCallback):
     :param every: steps of the environment between two evaluations
     :param n_episodes: episodes of each evaluation
     :param logged: keys of the logger whose means over training are kept in ``logged_means``
+    :param measure: what else to measure of the model at each evaluation
     """
 
-    def __init__(self, env_id: str, every: int, n_episodes: int, logged: Iterable[str] = ()):
+    def __init__(self, env_id: str, every: int, n_episodes: int, logged: Iterable[str] = (), measure: Measure | None = None):
         super().__init__()
+        self.measure = measure
         self.eval_env = make_vec_env(env_id, seed=10_000)
         self.every = every
         self.n_episodes = n_episodes
@@ -53,6 +57,8 @@ class EvaluationPoints(BaseCallback):
                 self.model, self.eval_env, self.n_episodes, deterministic=deterministic, return_episode_rewards=True
             )
             point[name], point[f"{name}_std"] = float(np.mean(returns)), float(np.std(returns))
+        if self.measure is not None:
+            point.update(self.measure(self.model))
         # An evaluation must not change the training run that it looks at
         th.set_rng_state(random_state)
         self.evaluation_time += time.process_time() - started

@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,76 +13,99 @@ import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_diffusion.analysis.evaluation import EvaluationPoints, run_once, values
+from sb3_diffusion.analysis.evaluation import EvaluationPoints, Measure, run_once, values
 from sb3_diffusion.diffsac.diffsac import DiffSAC
 
 Runs = dict[str, list[dict[str, Any]]]
 
 
-def _make_model(env_id: str, diffusion_steps: int | None, seed: int, kwargs: dict[str, Any]) -> BaseAlgorithm:
+def _make_model(env_id: str, variant: dict[str, Any] | None, seed: int, kwargs: dict[str, Any]) -> BaseAlgorithm:
     kwargs = copy.deepcopy(kwargs)  # SAC adds to the policy_kwargs it is given
-    if diffusion_steps is None:
+    if variant is None:
         return SAC("MlpPolicy", env_id, seed=seed, device="cpu", **kwargs)
-    return DiffSAC("MlpPolicy", env_id, seed=seed, device="cpu", diffusion_steps=diffusion_steps, **kwargs)
+    return DiffSAC("MlpPolicy", env_id, seed=seed, device="cpu", **variant, **kwargs)
 
 
-def _run(task: tuple[Path, str, int | None, int, int, int, int, dict[str, Any]]) -> dict[str, Any]:
-    path, env_id, diffusion_steps, seed, n_steps, eval_every, eval_episodes, kwargs = task
+def _run(
+    path: Path,
+    env_id: str,
+    variant: dict[str, Any] | None,
+    n_steps: int,
+    seed: int,
+    kwargs: dict[str, Any],
+    callback: Callable[[], EvaluationPoints],
+) -> dict[str, Any]:
     th.set_num_threads(1)
-    algo = "sac" if diffusion_steps is None else "diffsac-adjoint"
-    settings = dict(env=env_id, steps=n_steps, diffusion_steps=diffusion_steps, settings=kwargs)
     return run_once(
         path,
-        partial(_make_model, env_id, diffusion_steps, seed, kwargs),
+        partial(_make_model, env_id, variant, seed, kwargs),
         n_steps,
-        partial(EvaluationPoints, env_id, eval_every, eval_episodes),
-        algo=algo,
+        callback,
+        algo="sac" if variant is None else "diffsac",
         seed=seed,
-        settings=settings,
+        settings=dict(env=env_id, steps=n_steps, **(variant or {}), settings=kwargs),
     )
 
 
-def k_sweep(
+def compare(
+    variants: dict[str, dict[str, Any] | None],
     env_id: str,
     n_steps: int,
     folder: str | Path,
-    diffusion_steps: tuple[int, ...] = (1, 2, 5, 10, 20),
     seeds: tuple[int, ...] = (0, 1),
     eval_every: int = 10_000,
     eval_episodes: int = 10,
     n_jobs: int = 1,
+    measure: Measure | None = None,
     **kwargs: Any,
 ) -> Runs:
     """
-    Train DiffSAC with several numbers of denoising steps, and SAC. Each run is written when it ends, and is skipped when its
-    file is there.
+    Train variants of DiffSAC. Each run is written when it ends, and is skipped when its file is there.
 
+    :param variants: by their names what each has in place of DiffSAC's keyword arguments, or None for SAC
     :param env_id: environment
     :param n_steps: steps of the environment of each run
     :param folder: where the results stand, one file a run in a folder of the environment's name
-    :param diffusion_steps: numbers of denoising steps K
     :param seeds: seeds
     :param eval_every: steps between two evaluations
     :param eval_episodes: episodes of each evaluation
     :param n_jobs: runs at a time, one thread each
-    :param kwargs: keyword arguments of both algorithms
-    :return: results by name of the runs, ``sac`` or ``diffsac-adjoint_K5`` and so on
+    :param measure: what else to measure at each evaluation
+    :param kwargs: keyword arguments of all the variants
+    :return: results by name of the variants
     """
-    names = {"sac": None, **{f"diffsac-adjoint_K{steps}": steps for steps in diffusion_steps}}
+    callback = partial(EvaluationPoints, env_id, eval_every, eval_episodes, measure=measure)
     tasks = [
-        (Path(folder) / env_id / f"{name}_seed{seed}.json", env_id, steps, seed, n_steps, eval_every, eval_episodes, kwargs)
+        (Path(folder) / env_id / f"{name}_seed{seed}.json", env_id, variant, n_steps, seed, kwargs, callback)
         for seed in seeds
-        for name, steps in names.items()
+        for name, variant in variants.items()
     ]
     if n_jobs == 1:
-        results = [_run(task) for task in tasks]
+        results = [_run(*task) for task in tasks]
     else:
         with multiprocessing.get_context("spawn").Pool(n_jobs, maxtasksperchild=1) as pool:
-            results = pool.map(_run, tasks, chunksize=1)
-    runs: Runs = {name: [] for name in names}
+            results = pool.starmap(_run, tasks, chunksize=1)
+    runs: Runs = {name: [] for name in variants}
     for (path, *_), result in zip(tasks, results, strict=True):
         runs[path.stem.rsplit("_seed", 1)[0]].append(result)
     return runs
+
+
+def k_sweep(
+    env_id: str, n_steps: int, folder: str | Path, diffusion_steps: tuple[int, ...] = (1, 2, 5, 10, 20), **kwargs: Any
+) -> Runs:
+    """
+    Train DiffSAC with several numbers of denoising steps, and SAC.
+
+    :param env_id: environment
+    :param n_steps: steps of the environment of each run
+    :param folder: where the results stand, see :func:`compare`
+    :param diffusion_steps: numbers of denoising steps K
+    :param kwargs: other arguments of :func:`compare`
+    :return: results by name of the runs, ``sac`` or ``diffsac-adjoint_K5`` and so on
+    """
+    variants = {f"diffsac-adjoint_K{steps}": dict(diffusion_steps=steps) for steps in diffusion_steps}
+    return compare({"sac": None, **variants}, env_id, n_steps, folder, **kwargs)
 
 
 def k_sweep_table(runs: Runs) -> str:
