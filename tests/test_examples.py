@@ -5,7 +5,37 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
+
+# Name: small numbers, what is printed, what is written
+SHORT = {
+    "quickstart": ("--steps 300 --folder .", "The deterministic action: ", ["diffsac_pendulum.zip"]),
+    "ppo": ("--steps 128 --n-steps 32", "the best is 1000", []),
+    "wpo": ("--steps 200", "nats of 0.1", []),
+    "stock_sb3": ("--sac-steps 150 --ppo-steps 256 --n-steps 64", "PPO on InvertedPendulum-v5: ", []),
+    "custom_network": ("--steps 150", "FourierFeatures", []),
+    "her": ("--steps 540", "Return: ", []),
+    "vec_normalize": ("--steps 150 --folder .", "Return: ", ["model.zip", "vec_normalize.pkl"]),
+    "images": ("--steps 120", "Return: ", []),
+    "callbacks": ("--steps 200 --every 100 --folder .", "the best model: best_model.zip", ["best_model.zip", "tensorboard"]),
+    "optuna_study": ("--steps 120 --trials 2 --folder .", "Best: ", ["study.db"]),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_short_example(name, tmp_path):
+    arguments, printed, written = SHORT[name]
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert printed in done.stdout
+    assert all((tmp_path / path).exists() for path in written)
+
+
+def test_every_example_is_run():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"demo", "multimodal", *SHORT}  # the demo: .ci/run
 
 
 def test_multimodal(tmp_path):
