@@ -186,5 +186,5 @@ def test_fit_mixture_ends_at_temperature_one():
         callback.on_step()
         temperatures.append(model.ent_coef_tensor.item())
     assert temperatures == pytest.approx([20, math.sqrt(20), 1, 1])
-    row = fit_mixture(1, n_steps=120, policy_kwargs=dict(net_arch=[8]))
+    row = fit_mixture(1, n_steps=120, learning_starts=50, policy_kwargs=dict(net_arch=[8]))
     assert row["diffusion_steps"] == 1 and 0 < row["total_variation"] <= row["worst_heading"] <= 1
