@@ -4,9 +4,10 @@ quadratic Q."""
 import pytest
 import torch as th
 
-from sb3_diffusion.common.chain import draw_noise, gaussian_log_prob, sample_chain
+from sb3_diffusion.common.chain import action_log_prob, draw_noise, gaussian_log_prob, sample_chain
 from sb3_diffusion.common.losses import (
     draw_steps,
+    latent_value,
     latent_value_and_gradient,
     lean_adjoint,
     pathwise_loss,
@@ -161,6 +162,17 @@ def test_lean_adjoint_by_hand():
 def test_returns_along_chain_by_hand():
     returns = returns_along_chain(th.tensor([[1.0], [2.0]]), th.tensor([10.0]), th.tensor(0.5))
     assert returns.tolist() == [[10.0], [9.5], [8.5]]
+
+
+def test_the_return_from_the_start_is_what_the_critic_learns():
+    """``G_K = Q - alpha (L - log|det|)`` on every path: the values along the chain end in the soft value of the state."""
+    schedule, ent_coef = NoiseSchedule(4, "linear", prior_std=1.3).double(), th.tensor(0.2)
+    chain_model = LinearChain(schedule)
+    with th.no_grad():
+        chain = sample_chain(chain_model.control_fn, schedule, draw_noise(schedule, 20, 1).double())
+    q = th.randn(20, dtype=th.float64)
+    returns = returns_along_chain(chain.log_ratio, latent_value(q, schedule, chain.x[0], ent_coef), ent_coef)
+    th.testing.assert_close(returns[-1], q - ent_coef * action_log_prob(schedule, chain))
 
 
 def test_latent_value():

@@ -70,6 +70,15 @@ def test_single_step_policy_is_sacs_gaussian():
     th.testing.assert_close(actor(obs, deterministic=True), th.tanh(mean))
 
 
+def test_the_first_step_does_not_see_the_noise_that_it_forgets():
+    actor = make_policy(diffusion_steps=4).actor
+    control_fn, x = actor.control_fn(actor.encode(th.rand(1, 3)).expand(5, -1)), th.randn(5, 2)
+    first, second = (control_fn(x, step)[0] for step in (4, 3))
+    assert (first == first[0]).all() and not (second == second[0]).all()
+    # Asked step by step for each row, it answers the same
+    th.testing.assert_close(control_fn(x, th.full((5,), 4))[0], first)
+
+
 def test_features_are_encoded_once_per_chain():
     calls = {"encoder": 0, "head": 0}
     policy = make_policy(diffusion_steps=7)

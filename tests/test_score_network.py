@@ -2,6 +2,7 @@ import pytest
 import torch as th
 
 from sb3_diffusion.common.score_network import (
+    CONTROL_MAX,
     LOG_STD_RATIO_MAX,
     LOG_STD_RATIO_MIN,
     DenoisingNetwork,
@@ -54,6 +55,15 @@ def test_log_std_ratio_is_clamped():
         network.head[-1].bias[2], network.head[-1].bias[3] = -100.0, 100.0
     _, rho = network.control(network.encode(th.randn(1, 3)), th.randn(1, 2), 2)
     assert rho.tolist() == [[LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX]]
+
+
+def test_control_shrinks_with_the_number_of_steps_and_is_bounded():
+    network = ScoreNetwork(3, 2, 4, [], [4])
+    with th.no_grad():
+        network.head[-1].bias[0], network.head[-1].bias[1] = 1e3, 1.0
+        network.head[-1].weight.zero_()
+    u, _ = network.control(network.encode(th.randn(1, 3)), th.randn(1, 2), 2)
+    assert u.tolist() == [[CONTROL_MAX, 4**-0.5]]
 
 
 def test_head_without_hidden_layers():

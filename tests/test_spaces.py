@@ -1,0 +1,54 @@
+"""The table "Can I use it?" of each algorithm's page: which spaces it takes."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
+
+BOX = spaces.Box(-1, 1, (2,), np.float32)
+OBSERVATIONS = {
+    "Discrete": spaces.Discrete(3),
+    "Box": BOX,
+    "MultiDiscrete": spaces.MultiDiscrete([2, 3]),
+    "MultiBinary": spaces.MultiBinary(3),
+    "Dict": spaces.Dict(position=BOX, button=spaces.Discrete(2)),
+}
+OFF_POLICY = dict(buffer_size=100, learning_starts=10, batch_size=4)
+KWARGS = {DiffSAC: OFF_POLICY, DiffWPO: OFF_POLICY, DiffPPO: dict(n_steps=16, batch_size=16, n_epochs=1)}
+
+
+class AnySpaceEnv(gym.Env):
+    """Observations and actions of any space, for nothing."""
+
+    def __init__(self, observation_space, action_space=BOX):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, bool(self.np_random.random() < 0.1), {}
+
+
+def make_model(algorithm, env):
+    policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
+    return algorithm(policy, env, policy_kwargs=dict(net_arch=[8]), seed=0, **KWARGS[algorithm])
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+@pytest.mark.parametrize("algorithm", KWARGS)
+def test_observations(algorithm, name):
+    env = AnySpaceEnv(OBSERVATIONS[name])
+    model = make_model(algorithm, env).learn(20)
+    action, _ = model.predict(env.observation_space.sample())
+    assert env.action_space.contains(action)
+
+
+@pytest.mark.parametrize("name", [name for name in OBSERVATIONS if name != "Box"])
+@pytest.mark.parametrize("algorithm", KWARGS)
+def test_actions(algorithm, name):
+    with pytest.raises((AssertionError, ValueError), match=r"Box.* as action spaces but"):
+        make_model(algorithm, AnySpaceEnv(BOX, OBSERVATIONS[name]))
