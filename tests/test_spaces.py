@@ -1,9 +1,10 @@
-"""The table "Can I use it?" of each algorithm's page: which spaces it takes."""
+"""The tables "Can I use it?" of the algorithms' pages: which spaces they take, and VecNormalize around many environments."""
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
 
@@ -52,3 +53,10 @@ def test_observations(algorithm, name):
 def test_actions(algorithm, name):
     with pytest.raises((AssertionError, ValueError), match=r"Box.* as action spaces but"):
         make_model(algorithm, AnySpaceEnv(BOX, OBSERVATIONS[name]))
+
+
+@pytest.mark.parametrize("algorithm", KWARGS)
+def test_vec_normalize_and_many_environments(algorithm):
+    env = VecNormalize(DummyVecEnv([lambda: AnySpaceEnv(BOX)] * 2))
+    make_model(algorithm, env).learn(40)
+    assert env.obs_rms.count > 40
