@@ -32,6 +32,7 @@ from sb3_diffusion.analysis import (
 )
 from sb3_diffusion.analysis.bound import cell_volume, make_grid, measure_gap, peaks_log_prob
 from sb3_diffusion.analysis.mixture import AnnealTemperature
+from sb3_diffusion.analysis.sweep import seconds_per_step
 from sb3_diffusion.common.chain import gaussian_log_prob
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
@@ -147,6 +148,7 @@ def test_pictures_of_one_dimension_and_of_a_gaussian():
 def test_k_sweep_runs_once_and_writes(tmp_path, monkeypatch):
     kwargs = dict(learning_starts=10, batch_size=8, policy_kwargs=dict(net_arch=[8]))
     arguments = dict(diffusion_steps=(2,), seeds=(0,), eval_every=15, eval_episodes=1, **kwargs)
+    monkeypatch.setattr(sb3_diffusion.analysis.sweep, "seconds_per_step", lambda *_, **__: {"sac": 1.0, "diffsac-adjoint_K2": 2.0})
     runs = k_sweep("Pendulum-v1", 30, tmp_path, **arguments)
     assert set(runs) == {"sac", "diffsac-adjoint_K2"}
     assert [point["step"] for point in runs["sac"][0]["points"]] == [15, 30]
@@ -157,9 +159,16 @@ def test_k_sweep_runs_once_and_writes(tmp_path, monkeypatch):
     assert again == {name: json.loads(json.dumps(of_name)) for name, of_name in runs.items()}
     with pytest.raises(ValueError, match="other settings: steps=30, not 40"):
         k_sweep("Pendulum-v1", 40, tmp_path, **arguments)
+    assert [point["seconds"] for point in runs["diffsac-adjoint_K2"][0]["points"]] == [10, 40]
     assert k_sweep_table(runs).count("\n") == 3
     plot_k_sweep(runs, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 0
+
+
+def test_seconds_per_step():
+    variants = {"sac": None, "chain": dict(diffusion_steps=2)}
+    seconds = seconds_per_step(variants, "Pendulum-v1", n_rounds=2, n_steps=5, batch_size=8, policy_kwargs=dict(net_arch=[8]))
+    assert set(seconds) == set(variants) and min(seconds.values()) > 0
 
 
 def test_divergence(tmp_path):

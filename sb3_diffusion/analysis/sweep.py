@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import Logger
 
 from sb3_diffusion.analysis.evaluation import EvaluationPoints, Measure, run_once, values
 from sb3_diffusion.diffsac.diffsac import DiffSAC
@@ -43,7 +45,7 @@ def _run(
         callback,
         algo="sac" if variant is None else "diffsac",
         seed=seed,
-        settings=dict(env=env_id, steps=n_steps, **(variant or {}), settings=kwargs),
+        settings=dict(env=env_id, steps=n_steps, **(variant or {}), **kwargs),
     )
 
 
@@ -91,8 +93,44 @@ def compare(
     return runs
 
 
+def seconds_per_step(
+    variants: dict[str, dict[str, Any] | None], env_id: str, n_rounds: int = 10, n_steps: int = 50, **kwargs: Any
+) -> dict[str, float]:
+    """
+    CPU seconds of a training step, all variants in turn, round by round. Those of whole runs, made at different times, would
+    tell what else the machine did meanwhile.
+
+    :param variants: see :func:`compare`
+    :param env_id: environment
+    :param n_rounds: number of rounds, after one to warm up
+    :param n_steps: steps of the environment of each variant in a round
+    :param kwargs: keyword arguments of all the variants
+    :return: seconds by name of the variants: the first's median, times the median over the rounds of the ratio to it
+    """
+    th.set_num_threads(1)
+    kwargs = {**kwargs, "learning_starts": n_steps, "buffer_size": n_steps * (n_rounds + 2)}
+    models = {name: _make_model(env_id, variant, 0, kwargs) for name, variant in variants.items()}
+    measured: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(n_rounds + 2):  # one to fill the buffer, one to warm up
+        for name, model in models.items():
+            model.set_logger(Logger(None, []))
+            started = time.process_time()
+            model.learn(n_steps, reset_num_timesteps=False, log_interval=n_steps)
+            measured[name].append((time.process_time() - started) / n_steps)
+    rounds = {name: np.array(seconds[2:]) for name, seconds in measured.items()}
+    first = next(iter(rounds.values()))
+    return {name: float(np.median(first) * np.median(seconds / first)) for name, seconds in rounds.items()}
+
+
 def k_sweep(
-    env_id: str, n_steps: int, folder: str | Path, diffusion_steps: tuple[int, ...] = (1, 2, 5, 10, 20), **kwargs: Any
+    env_id: str,
+    n_steps: int,
+    folder: str | Path,
+    diffusion_steps: tuple[int, ...] = (1, 2, 5, 10, 20),
+    eval_every: int = 10_000,
+    seeds: tuple[int, ...] = (0, 1),
+    n_jobs: int = 1,
+    **kwargs: Any,
 ) -> Runs:
     """
     Train DiffSAC with several numbers of denoising steps, and SAC.
@@ -101,30 +139,42 @@ def k_sweep(
     :param n_steps: steps of the environment of each run
     :param folder: where the results stand, see :func:`compare`
     :param diffusion_steps: numbers of denoising steps K
+    :param eval_every: steps between two evaluations
+    :param seeds: seeds
+    :param n_jobs: runs at a time, one thread each
     :param kwargs: other arguments of :func:`compare`
-    :return: results by name of the runs, ``sac`` or ``diffsac-adjoint_K5`` and so on
+    :return: results by name of the runs, ``sac`` or ``diffsac-adjoint_K5`` and so on, with ``seconds`` of CPU time until
+        each evaluation, by :func:`seconds_per_step`
     """
-    variants = {f"diffsac-adjoint_K{steps}": dict(diffusion_steps=steps) for steps in diffusion_steps}
-    return compare({"sac": None, **variants}, env_id, n_steps, folder, **kwargs)
+    variants: dict[str, Any] = {f"diffsac-adjoint_K{steps}": dict(diffusion_steps=steps) for steps in diffusion_steps}
+    variants = {"sac": None, **variants}
+    runs = compare(variants, env_id, n_steps, folder, seeds, eval_every, n_jobs=n_jobs, **kwargs)
+    kwargs.pop("eval_episodes", None)
+    learning_starts = kwargs.get("learning_starts", 100)
+    for name, seconds in seconds_per_step(variants, env_id, **kwargs).items():
+        for point in (point for run in runs[name] for point in run["points"]):
+            point["seconds"] = seconds * max(0, point["step"] - learning_starts)
+    return runs
 
 
 def k_sweep_table(runs: Runs) -> str:
     """
     :param runs: output of :func:`k_sweep`
-    :return: Markdown table of the mean return at the end over the seeds, its range, and CPU seconds of training
+    :return: Markdown table of the mean return at the end over the seeds, each seed's, CPU seconds of training, and the return
+        after as many seconds as SAC took
     """
     lines = [
         "| run | steps | return | each seed | CPU seconds | return after SAC's CPU seconds |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    budget = values(runs["sac"], "cpu_seconds")[:, -1].mean()
+    budget = values(runs["sac"], "seconds")[0, -1]
     for name, of_name in runs.items():
-        returns, seconds = values(of_name, "return"), values(of_name, "cpu_seconds")
+        returns, seconds = values(of_name, "return"), values(of_name, "seconds")
         at_budget = np.mean([np.interp(budget, s, r) for s, r in zip(seconds, returns, strict=True)])
         each = ", ".join(f"{value:.0f}" for value in returns[:, -1])
         steps = int(of_name[0]["points"][-1]["step"])
         lines.append(
-            f"| {name} | {steps:,} | {returns[:, -1].mean():.0f} | {each} | {seconds[:, -1].mean():.0f} | {at_budget:.0f} |"
+            f"| {name} | {steps:,} | {returns[:, -1].mean():.0f} | {each} | {seconds[0, -1]:.0f} | {at_budget:.0f} |"
         )
     return "\n".join(lines)
 
@@ -140,7 +190,7 @@ def plot_k_sweep(runs: Runs, path: str | Path, title: str = "") -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     for name, of_name in runs.items():
         returns = values(of_name, "return")
-        for ax, key in zip(axes, ("step", "cpu_seconds"), strict=True):
+        for ax, key in zip(axes, ("step", "seconds"), strict=True):
             x = values(of_name, key).mean(axis=0)
             (line,) = ax.plot(x, returns.mean(axis=0), "o-", label=name)
             ax.fill_between(x, returns.min(axis=0), returns.max(axis=0), color=line.get_color(), alpha=0.15)
