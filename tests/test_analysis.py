@@ -30,7 +30,7 @@ from sb3_diffusion.analysis import (
     plot_score_field,
     plot_trajectories,
 )
-from sb3_diffusion.analysis.bound import cell_volume, make_grid, measure_gap, peaks_log_prob
+from sb3_diffusion.analysis.bound import cell_volume, fit_control, make_grid, measure_gap, peaks_log_prob
 from sb3_diffusion.analysis.mixture import AnnealTemperature
 from sb3_diffusion.analysis.sweep import seconds_per_step
 from sb3_diffusion.common.chain import gaussian_log_prob
@@ -73,13 +73,17 @@ def test_gap_of_a_single_gaussian_is_zero():
 
 
 def test_bound_gap(tmp_path):
-    rows = bound_gap((1, 3), ("cosine",), n_updates=20, batch_size=32)
-    assert [row["diffusion_steps"] for row in rows] == [1, 3]
+    small = dict(n_updates=20, batch_size=32)
+    rows = [{"fit": "forward", **row} for row in bound_gap((1, 3), ("cosine",), **small)]
+    rows += [{"fit": "cold", **row} for row in bound_gap((3,), divergence="reverse", anneal=False, **small)]
+    assert [row["diffusion_steps"] for row in rows] == [1, 3, 3]
     assert all(row["path_kl"] > row["marginal_kl"] - 4 * row["standard_error"] for row in rows)
-    plot_bound_gap([{"start": "cold", **row} for row in rows], tmp_path / "gap.png")
+    plot_bound_gap(rows, tmp_path / "gap.png")
     assert (tmp_path / "gap.png").stat().st_size > 0
     with pytest.raises(ValueError, match="one or two dimensions"):
         make_grid(3)
+    with pytest.raises(ValueError, match="divergence='both': choose one of"):
+        fit_control(NoiseSchedule(2), divergence="both")
 
 
 class Stub:
@@ -148,7 +152,9 @@ def test_pictures_of_one_dimension_and_of_a_gaussian():
 def test_k_sweep_runs_once_and_writes(tmp_path, monkeypatch):
     kwargs = dict(learning_starts=10, batch_size=8, policy_kwargs=dict(net_arch=[8]))
     arguments = dict(diffusion_steps=(2,), seeds=(0,), eval_every=15, eval_episodes=1, **kwargs)
-    monkeypatch.setattr(sb3_diffusion.analysis.sweep, "seconds_per_step", lambda *_, **__: {"sac": 1.0, "diffsac-adjoint_K2": 2.0})
+    monkeypatch.setattr(
+        sb3_diffusion.analysis.sweep, "seconds_per_step", lambda *_, **__: {"sac": 1.0, "diffsac-adjoint_K2": 2.0}
+    )
     runs = k_sweep("Pendulum-v1", 30, tmp_path, **arguments)
     assert set(runs) == {"sac", "diffsac-adjoint_K2"}
     assert [point["step"] for point in runs["sac"][0]["points"]] == [15, 30]

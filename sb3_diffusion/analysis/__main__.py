@@ -40,9 +40,17 @@ def run_bound_gap(args: argparse.Namespace) -> None:
     """
     settings = dict(n_updates=args.updates, seed=args.seed)
     rows = [
-        {"start": "annealed" if anneal else "cold", **row}
-        for anneal in (True, False)
-        for row in bound_gap(args.diffusion_steps, args.noise_schedules, args.dim, args.prior_std, anneal=anneal, **settings)
+        {"fit": f"{divergence} KL, {'annealed' if anneal else 'cold'}", **row}
+        for divergence, anneal in (("forward", True), ("reverse", True), ("reverse", False))
+        for row in bound_gap(
+            args.diffusion_steps,
+            args.noise_schedules,
+            args.dim,
+            args.prior_std,
+            divergence=divergence,
+            anneal=anneal,
+            **settings,
+        )
     ]
     print(markdown(rows))
     if args.figure:

@@ -20,6 +20,8 @@ from sb3_diffusion.common.chain import (
     path_log_ratio,
     sample_chain,
 )
+from sb3_diffusion.common.checks import check_choice
+from sb3_diffusion.common.losses import forward_kl_loss, path_weights
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.score_network import ScoreNetwork
 
@@ -84,27 +86,55 @@ def exact_marginal(control_fn: ControlFn, schedule: NoiseSchedule, grid: th.Tens
     return density
 
 
+def path_space_loss(
+    control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor, temperature: float, divergence: str
+) -> th.Tensor:
+    """
+    :param control_fn: control function, with gradients
+    :param schedule: noise schedule
+    :param noise: standard normal noises of B chains, (K+1, B, d)
+    :param temperature: what the entropy is worth
+    :param divergence: ``"reverse"`` or ``"forward"``, as DiffSAC has them
+    :return: loss, a scalar, whose gradient is that of the divergence between the chain and the one that ends in
+        :func:`peaks_log_prob` divided by the temperature
+    """
+    if divergence == "reverse":
+        chain = sample_chain(control_fn, schedule, noise)
+        return (temperature * path_log_ratio(schedule, chain) - peaks_log_prob(chain.x[0])).mean()
+    with th.no_grad():
+        chain = sample_chain(control_fn, schedule, noise)
+        alpha, x_0 = th.tensor(temperature), chain.x[0]
+        value = peaks_log_prob(x_0) - alpha * gaussian_log_prob(x_0, 0.0, schedule.prior_std)
+        weights = path_weights(chain, value, alpha, len(value))
+    visits = chain.visit(schedule.all_steps())
+    return forward_kl_loss(schedule, *control_fn(visits.x, visits.steps), visits, weights, len(weights))
+
+
 def fit_control(
     schedule: NoiseSchedule,
     dim: int = 1,
+    divergence: str = "forward",
+    anneal: bool = True,
     n_updates: int = 3000,
     batch_size: int = 512,
     learning_rate: float = 3e-3,
-    anneal: bool = True,
     seed: int = 0,
 ) -> ControlFn:
     """
-    Fit a chain to :func:`peaks_log_prob` by descending the KL of the paths.
+    Fit a chain to :func:`peaks_log_prob`.
 
     :param schedule: noise schedule
     :param dim: dimension d
+    :param divergence: what to descend, see :func:`path_space_loss`
+    :param anneal: let the temperature fall from 10 to 1 over the first half, so that every peak is kept; else it is 1
     :param n_updates: number of gradient steps
     :param batch_size: chains of a gradient step
     :param learning_rate: of Adam, at first; it falls to 0 over the second half
-    :param anneal: let the temperature fall from 10 to 1 over the first half, so that every peak is kept; else it is 1
     :param seed: seed
     :return: control function
+    :raises ValueError: for an unknown divergence
     """
+    check_choice("divergence", divergence, ("forward", "reverse"))
     th.manual_seed(seed)
     network = ScoreNetwork(1, dim, schedule.diffusion_steps, [], [64, 64])
     optimizer = th.optim.Adam(network.parameters(), lr=learning_rate)
@@ -116,10 +146,9 @@ def fit_control(
         progress = update / n_updates
         optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, 2 * (1 - progress))
         temperature = max(10.0 ** (1 - 2 * progress), 1.0) if anneal else 1.0
-        chain = sample_chain(control_fn, schedule, draw_noise(schedule, batch_size, dim))
-        loss = (temperature * path_log_ratio(schedule, chain) - peaks_log_prob(chain.x[0])).mean()
+        noise = draw_noise(schedule, batch_size, dim)
         optimizer.zero_grad()
-        loss.backward()
+        path_space_loss(control_fn, schedule, noise, temperature, divergence).backward()
         optimizer.step()
     return control_fn
 
@@ -180,13 +209,13 @@ def plot_bound_gap(rows: list[dict[str, Any]], path: str | Path) -> None:
     """
     The three KLs and the share of each side against K.
 
-    :param rows: rows of :func:`bound_gap`, with a key ``start``
+    :param rows: rows of :func:`bound_gap`, with a key ``fit``
     :param path: where the picture goes
     """
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.4))
     for ax, key in zip(axes, ("path_kl", "marginal_kl", "gap", "share_right"), strict=True):
-        for name in dict.fromkeys((row["start"], row["noise_schedule"]) for row in rows):
-            of_name = [row for row in rows if (row["start"], row["noise_schedule"]) == name]
+        for name in dict.fromkeys((row["fit"], row["noise_schedule"]) for row in rows):
+            of_name = [row for row in rows if (row["fit"], row["noise_schedule"]) == name]
             ax.plot([row["diffusion_steps"] for row in of_name], [row[key] for row in of_name], "o-", label=", ".join(name))
         ax.set(xlabel="denoising steps K", title=key.replace("_", " "), xscale="log")
         ax.grid(alpha=0.3)

@@ -173,9 +173,7 @@ def k_sweep_table(runs: Runs) -> str:
         at_budget = np.mean([np.interp(budget, s, r) for s, r in zip(seconds, returns, strict=True)])
         each = ", ".join(f"{value:.0f}" for value in returns[:, -1])
         steps = int(of_name[0]["points"][-1]["step"])
-        lines.append(
-            f"| {name} | {steps:,} | {returns[:, -1].mean():.0f} | {each} | {seconds[0, -1]:.0f} | {at_budget:.0f} |"
-        )
+        lines.append(f"| {name} | {steps:,} | {returns[:, -1].mean():.0f} | {each} | {seconds[0, -1]:.0f} | {at_budget:.0f} |")
     return "\n".join(lines)
 
 
