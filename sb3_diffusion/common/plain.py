@@ -110,7 +110,7 @@ def is_number(value: Any) -> bool:
     :return: whether it is a finite real number
     """
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return real and math.isfinite(value)
+    return bool(real and math.isfinite(value))
 
 
 def is_integer(value: Any, low: int = 0, high: int = MAX_INTEGER) -> bool:
@@ -307,7 +307,7 @@ def encode(value: Any, depth: int = 0) -> Any:
             return {"deque": [value.maxlen, items]}
         return items if isinstance(value, list) else {"tuple": items}
     if type(value) in (dict, OrderedDict):
-        return {"dict": {encode_key(key): encode_item(key, item, depth) for key, item in value.items()}}
+        return {type(value).__name__: {encode_key(key): encode_item(key, item, depth) for key, item in value.items()}}
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
         shape = list(value.shape) if isinstance(value, np.ndarray) else None
         return {"array": [value.dtype.str, shape, base64.b64encode(value.tobytes()).decode()]}
@@ -347,9 +347,10 @@ def decode(value: Any, depth: int = 0) -> Any:
         return value
     expect(len(value) == 1, "it has an object without exactly one tag")
     ((tag, content),) = value.items()
-    if tag == "dict":
+    if tag in ("dict", "OrderedDict"):
         expect(isinstance(content, dict), "it has a dict that is none")
-        return {key: decode(item, depth + 1) for key, item in content.items()}
+        items = {key: decode(item, depth + 1) for key, item in content.items()}
+        return items if tag == "dict" else OrderedDict(items)
     if tag == "float":
         expect(content in ("nan", "inf", "-inf"), "it has a number that is none")
         return float(content)

@@ -170,7 +170,7 @@ def is_success(value: Any) -> bool:
 
 
 def is_observation(value: Any) -> bool:
-    arrays = list(value.values()) if type(value) is dict else [value]
+    arrays = list(value.values()) if isinstance(value, dict) else [value]
     return all(isinstance(array, np.ndarray) and array.ndim > 0 for array in arrays)
 
 
@@ -422,9 +422,10 @@ def read_attributes(algorithm: type[BaseAlgorithm], file: ModelFile, given: Iter
     given = set(given)
     for name, text in file.not_stored.items():
         if name not in given:
+            keyword = name[:50] if name.isidentifier() else "<name>"
             raise UnsafeModelError(
                 f"{file.what}: {show.repr(name)} is {show.repr(text)}, which only unpickling could restore: give it as a "
-                f"keyword ({name[:50] if name.isidentifier() else '<name>'}=...), or load without safe=True if you trust the file"
+                f"keyword ({keyword}=...), or load without safe=True if you trust the file"
             )
     kinds = {**ATTRIBUTES, "policy_class": one_of({cls.__name__: cls for cls in algorithm.policy_aliases.values()})}
     data = {}
@@ -647,7 +648,8 @@ def fits(value: Any, own: Any, name: str) -> bool:
     if name == "params" or own is None or isinstance(own, (bool, str)):
         return type(value) is type(own) and value == own
     if isinstance(own, (tuple, list)):
-        return type(value) is type(own) and len(value) == len(own) and all(is_number(item) and item >= 0 for item in value)
+        alike = type(value) in (tuple, list) and len(value) == len(own)
+        return alike and all(is_number(item) and item >= 0 for item in value)
     return is_number(value) and value >= 0
 
 
