@@ -9,7 +9,6 @@ import random
 import resource
 import struct
 import sys
-import time
 import zipfile
 from collections import Counter, OrderedDict
 
@@ -189,7 +188,7 @@ class TestPickles:
 
 def raw_zip(records, comment=b""):
     """A zip archive from (name, content, changes of the central record)."""
-    body, central = b"", b""
+    body, central = bytearray(), bytearray()
     for name, content, changes in records:
         record = dict(
             flags=0, method=0, crc=zipfile.crc32(content), size=len(content), full=len(content), attr=0, at=len(body)
@@ -197,11 +196,13 @@ def raw_zip(records, comment=b""):
         record.update(changes)
         local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, record["flags"], record["method"], 0, 0, record["crc"], record["size"],
                             record["full"], len(name), 0)  # fmt: skip
-        central += struct.pack("<4s6H3L5H2L", b"PK\1\2", 0x314, 20, record["flags"], record["method"], 0, 0, record["crc"],
-                               record["size"], record["full"], len(name), 0, 0, 0, 0, record["attr"], record["at"]) + name  # fmt: skip
+        central += struct.pack("<4s6H3L5H2L", b"PK\1\2", 0x314, 20, record["flags"], record["method"], 0, 0,
+                               record["crc"], record["size"], record["full"], len(name), 0, 0, 0, 0, record["attr"],
+                               record["at"])  # fmt: skip
+        central += name
         body += local + name + content
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, len(records), len(records), len(central), len(body), len(comment))
-    return body + central + end + comment
+    return bytes(body + central + end + comment)
 
 
 class TestArchives:
@@ -284,7 +285,7 @@ class TestArchives:
 
     def test_random_bytes(self, files, marker):
         generator = random.Random(1)
-        for _ in range(200):
+        for _ in range(100):
             noise = generator.randbytes(generator.randrange(3000))
             refused("random bytes", noise)
             refused("random bytes", b"PK\3\4" + noise + b"PK\1\2" + noise[:50] + files["DiffSAC"][-22:])
@@ -294,7 +295,7 @@ class TestArchives:
     def test_flipped_bytes(self, models, files, marker):
         generator = random.Random(2)
         results = TRIED.setdefault("one byte changed", Counter())
-        for _ in range(400):
+        for _ in range(240):
             name = generator.choice(["DiffSAC", "DiffWPO", "DiffPPO"])
             content = bytearray(files[name])
             # Half of them in the directory, where the checksums do not reach
@@ -313,7 +314,7 @@ class TestArchives:
     def test_flipped_bytes_with_right_checksums(self, files, marker):
         generator = random.Random(3)
         results = TRIED.setdefault("one byte of an entry changed, checksums right", Counter())
-        for _ in range(250):
+        for _ in range(150):
             entries = entries_of(files[generator.choice(["DiffSAC", "DiffWPO", "DiffPPO"])])
             name = generator.choice([SETTINGS, *[name for name in entries if name.endswith(".pth")]])
             inner = entries_of(entries[name]) if name.endswith(".pth") else {name: entries[name]}
@@ -338,10 +339,9 @@ class TestTensors:
         head, tail = b"\x80\x02", b"."
         rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n"
         storage = b"((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0%sX\x03\0\0\0cpuJ%stQ"
-        nested = b"]" + b"".join(
-            b"q%c]h%ch%cee"[:0] or b"q" + bytes([i]) + b"](h" + bytes([i]) + b"h" + bytes([i]) + b"e" for i in range(40)
-        )
-        nested_tuple = b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(40))
+        # Lists of twice the list before, tuples of twice the tuple before
+        nested = b"]" + b"".join(b"q%c](h%ch%ce" % (i, i, i) for i in range(40))
+        nested_tuple = b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(40))
         for data in (
             head + nested + tail,
             head + nested + b")R" + tail,
@@ -360,7 +360,8 @@ class TestTensors:
             head + rebuild + storage % (b"0", struct.pack("<i", 10**9)) + b"K\0K\x01\x85K\x01\x85\x89}tR" + tail,
             head + rebuild + storage % (b"9", struct.pack("<i", 24)) + b"K\0K\x01\x85K\x01\x85\x89}tR" + tail,
             head + rebuild + storage % (b"0", struct.pack("<i", -1)) + b"K\0K\x01\x85K\x01\x85\x89}tR" + tail,
-            b"", tail, head, head + b"N" + tail, head + b"K\x01" + tail, head + b"R" + tail, head + b"0" + tail, b"N" * 5 * 2**20,
+            b"", tail, head, head + b"N" + tail, head + b"K\x01" + tail, head + b"R" + tail, head + b"0" + tail, 
+            b"N" * 5 * 2**20,
         ):  # fmt: skip
             for name in ("policy.pth", "actor.optimizer.pth", "pytorch_variables.pth"):
                 refused("pickles of tensors that take memory or time, or are none", with_pickle(files["DiffSAC"], name, data))
@@ -368,7 +369,7 @@ class TestTensors:
     def test_random_operations(self, marker):
         generator = random.Random(4)
         operations = b"}](tq\0h\0NK\1X\1\0\0\0a)\x85\x86\x87RQbsuae\x88\x89"
-        for _ in range(3000):
+        for _ in range(2000):
             data = b"\x80\x02" + bytes(generator.choices(operations, k=generator.randrange(60))) + b"."
             try:
                 check_pickle(data, {"0": 4})
@@ -449,15 +450,19 @@ class TestTensors:
             return lambda state: state["state"].setdefault(0, {}).update(changes)
 
         for change in (
-            group(lr=float("nan")), group(lr=-1.0), group(lr="0.1"), group(lr=None), group(lr=th.tensor(0.1)), group(lr=True),
-            group(params=[0]), group(params=None), group(params=list(range(10**5))), group(unknown=1), group(foreach=True),
-            group(maximize=True), group(differentiable=True), group(weight_decay=float("inf")), group(weight_decay=[1]),
-            entry(exp_avg=th.zeros(1)), entry(exp_avg="text"), entry(step=float("inf")), entry(other=th.zeros(1)), entry(step="x"),
-            lambda state: state.update(state={0: {}} if model != "sgd" else {0: {"a": 1}}), lambda state: state.update(state=[1]),
-            lambda state: state.update(state={10**6: {}}), lambda state: state.update(state={"a": {}}), lambda state: state.update(x=1),
-            lambda state: state.update(param_groups=[]), lambda state: state.update(param_groups={}),
-            lambda state: state["param_groups"].append(state["param_groups"][0].copy()), lambda state: state.pop("state") and None,
-        ):  # fmt: skip
+            *(group(lr=value) for value in (float("nan"), -1.0, "0.1", None, th.tensor(0.1), True)),
+            *(group(params=value) for value in ([0], None, list(range(10**5)))),
+            *(group(**{name: True}) for name in ("foreach", "maximize", "differentiable", "unknown")),
+            *(group(weight_decay=value) for value in (float("inf"), [1])),
+            *(entry(exp_avg=value) for value in (th.zeros(1), "text")),
+            *(entry(step=value) for value in (float("inf"), "x")),
+            entry(other=th.zeros(1)),
+            *(lambda state, v=value: state.update(state=v) for value in ({0: {"a": 1}}, [1], {10**6: {}}, {"a": {}})),
+            *(lambda state, v=value: state.update(param_groups=v) for value in ([], {})),
+            lambda state: state.update(x=1),
+            lambda state: state["param_groups"].append(state["param_groups"][0].copy()),
+            lambda state: state.pop("state") and None,
+        ):
             refused("states of optimizers", with_tensors(files[model], name, change), name[:-4])
 
 
@@ -603,7 +608,7 @@ class TestSettings:
         ]
         values += [{"class": "torch.nn.ReLU"}, {"array": ["<f4", [0], ""]}, {"float": "nan"}, {"deque": [None, [1]]}]
         for name in settings["attributes"]:
-            for value in random.Random(name).sample(values, 9):
+            for value in random.Random(name).sample(values, 4):
                 content = with_settings(files[model], lambda s, n=name, v=value: s["attributes"].update({n: v}))
                 try:
                     loaded = load_safe(io.BytesIO(content))
@@ -656,9 +661,3 @@ def test_texts_of_the_file_do_not_reach_the_terminal(files, capsys):
     with pytest.raises(UnsafeModelError) as error:
         load_safe(io.BytesIO(with_settings(files["DiffSAC"], lambda s: s["not_stored"].update({"\x1b[2J": "\x07" * 10**6}))))
     assert str(error.value).isprintable() and len(str(error.value)) < 1000
-
-
-def test_it_takes_no_longer_than_loading(files):
-    start = time.monotonic()
-    load_safe(io.BytesIO(files["DiffSAC"]))
-    assert time.monotonic() - start < 60

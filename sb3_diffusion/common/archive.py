@@ -218,7 +218,9 @@ class PickleStack:
             if argument not in (ORDERED_DICT, REBUILD_TENSOR, *STORAGES):
                 raise UnsafeModelError(f"it asks for {show.repr(argument)}, which no state dict needs")
             self.items.append(Global(argument))
-        elif name not in ("PROTO", "STOP"):
+        elif name == "PROTO":
+            self.expect(argument == 2, "is a pickle of another protocol than torch.save's")
+        elif name != "STOP":
             raise UnsafeModelError(f"it has the operation {name}, which no state dict needs")
 
     def take(self, count: int | None) -> list[Any]:

@@ -399,7 +399,8 @@ def read_model(path: str | pathlib.Path | io.BufferedIOBase) -> ModelFile:
         settings = parse(entries[SETTINGS])
         keys = {"format", "algorithm", "attributes", "not_stored"}
         expect(isinstance(settings, dict) and "format" in settings, "it has no format")
-        expect(settings["format"] == FORMAT, f"its format is {show.repr(settings['format'])}, this version reads {FORMAT}")
+        known = type(settings["format"]) is int and settings["format"] == FORMAT
+        expect(known, f"its format is {show.repr(settings['format'])}, this version reads {FORMAT}")
         expect(set(settings) == keys, f"it does not have the keys {', '.join(sorted(keys))}")
         expect(isinstance(settings["algorithm"], str), "its algorithm is not a name")
         expect(isinstance(settings["attributes"], dict), "its attributes are not a dict")
@@ -411,17 +412,20 @@ def read_model(path: str | pathlib.Path | io.BufferedIOBase) -> ModelFile:
     return ModelFile(what, entries, settings["algorithm"], settings["attributes"], not_stored)
 
 
-def read_attributes(algorithm: type[BaseAlgorithm], file: ModelFile, given: Iterable[str]) -> dict[str, Any]:
+def read_attributes(
+    algorithm: type[BaseAlgorithm], file: ModelFile, given: Iterable[str], has_env: bool = False
+) -> dict[str, Any]:
     """
     :param algorithm: class of the model
     :param file: the file
     :param given: names of attributes that the caller gives
+    :param has_env: whether the caller gives an environment
     :return: the other attributes
     :raises UnsafeModelError: if one is unknown, not stored or not what it can be
     """
     given = set(given)
     for name, text in file.not_stored.items():
-        if name not in given:
+        if name not in given and name != "device" and not (name == "env" and has_env):
             keyword = name[:50] if name.isidentifier() else "<name>"
             raise UnsafeModelError(
                 f"{file.what}: {show.repr(name)} is {show.repr(text)}, which only unpickling could restore: give it as a "
@@ -491,8 +495,7 @@ def load_model(
     given.update(kwargs)
     # What is given must be what is stored; only what is not stored is taken from the caller
     stored = "policy_kwargs" in file.attributes
-    names = {"device", *given} | ({"env"} if env is not None else set())
-    data = read_attributes(algorithm, file, names - {"policy_kwargs"} if stored else names)
+    data = read_attributes(algorithm, file, given.keys() - {"policy_kwargs"} if stored else given, has_env=env is not None)
     if stored and "policy_kwargs" in kwargs and kwargs["policy_kwargs"] != data["policy_kwargs"]:
         raise ValueError(
             "The specified policy kwargs do not equal the stored policy kwargs. "
