@@ -275,6 +275,10 @@ class PickleStack:
             self.items[-1].update(zip(taken[::2], taken[1::2], strict=True))
 
     def make_storage(self, pid: Any) -> Storage:
+        """
+        :param pid: ``("storage", <type>, <key>, <location>, <number of elements>)``
+        :return: the storage, which is as long as its entry
+        """
         self.expect(type(pid) is tuple and len(pid) == 5 and pid[0] == "storage", "refers to what is not a storage")
         _, kind, key, location, numel = pid
         self.expect(type(kind) is Global and kind.name in STORAGES, "has a storage of an unknown type")
@@ -283,6 +287,11 @@ class PickleStack:
         return Storage(numel)
 
     def make_object(self, function: Any, args: Any) -> Any:
+        """
+        :param function: what the pickle calls
+        :param args: with which arguments
+        :return: an empty dict or a tensor
+        """
         self.expect(type(function) is Global and type(args) is tuple, "calls what is not a function")
         if function.name == ORDERED_DICT:
             self.expect(args == (), "fills an OrderedDict in one go")
@@ -302,5 +311,10 @@ class PickleStack:
 
     @staticmethod
     def expect(condition: bool, problem: str) -> None:
+        """
+        :param condition: what holds for a state dict
+        :param problem: what the description does if it does not hold
+        :raises UnsafeModelError: if it does not hold
+        """
         if not condition:
             raise UnsafeModelError(f"its description {problem}")

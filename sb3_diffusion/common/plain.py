@@ -120,7 +120,7 @@ def is_integer(value: Any, low: int = 0, high: int = MAX_INTEGER) -> bool:
     :param high: greatest value
     :return: whether it is an integer in this range
     """
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= value <= high
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(low <= value <= high)
 
 
 def is_array(value: Any, kinds: str) -> bool:
@@ -159,6 +159,9 @@ def make_with_numbers(cls: type) -> Callable[..., Any]:
         return cls(**arguments)
 
     return make
+
+
+# How objects are made of what a file says, which may be anything
 
 
 def make_float_schedule(value_schedule: Any) -> FloatSchedule:
@@ -321,12 +324,24 @@ def encode(value: Any, depth: int = 0) -> Any:
 
 
 def encode_key(key: Any) -> str:
+    """
+    :param key: key of a dict
+    :return: the key
+    :raises NotPlain: if it is not text
+    """
     if type(key) is not str:
         raise NotPlain(f"a dict with a key of type {type_name(type(key))}")
     return key
 
 
 def encode_item(key: str, item: Any, depth: int) -> Any:
+    """
+    :param key: key of a dict
+    :param item: its value
+    :param depth: in how many others the dict is
+    :return: the value's plain form
+    :raises NotPlain: if it has none, naming the key
+    """
     try:
         return encode(item, depth + 1)
     except NotPlain as error:

@@ -161,15 +161,27 @@ def several(kind: Kind, most: int) -> Kind:
 
 
 def is_episode(value: Any) -> bool:
+    """
+    :param value: anything
+    :return: whether it is what ``Monitor`` says of an episode
+    """
     plain = type(value) is dict and all(type(entry) in (int, float, bool, str) or is_number(entry) for entry in value.values())
     return plain and is_number(value.get("r")) and is_number(value.get("l"))
 
 
 def is_success(value: Any) -> bool:
+    """
+    :param value: anything
+    :return: whether it may say that an episode was a success
+    """
     return isinstance(value, (bool, np.bool_)) or is_number(value)
 
 
 def is_observation(value: Any) -> bool:
+    """
+    :param value: anything
+    :return: whether it may be the observations of some environments
+    """
     arrays = list(value.values()) if isinstance(value, dict) else [value]
     return all(isinstance(array, np.ndarray) and array.ndim > 0 for array in arrays)
 
@@ -527,6 +539,9 @@ def load_model(
 
 
 def print_info(file: ModelFile) -> None:
+    """
+    :param file: the file
+    """
     print("== CURRENT SYSTEM INFO ==")
     get_system_info()
     print("== SAVED MODEL SYSTEM INFO ==")
