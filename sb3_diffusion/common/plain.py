@@ -25,9 +25,16 @@ from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import nn
 
-from sb3_diffusion.common import policies
 from sb3_diffusion.common.archive import UnsafeModelError, show
 from sb3_diffusion.common.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
+from sb3_diffusion.common.policies import (
+    DiffusionActorCriticCnnPolicy,
+    DiffusionActorCriticMultiInputPolicy,
+    DiffusionActorCriticPolicy,
+    DiffusionSACCnnPolicy,
+    DiffusionSACMultiInputPolicy,
+    DiffusionSACPolicy,
+)
 from sb3_diffusion.common.temperature import TemperatureSchedule
 
 MAX_DEPTH = 16
@@ -56,9 +63,10 @@ REPLAY_BUFFERS = {
 }
 ROLLOUT_BUFFERS = {f"sb3_diffusion.{cls.__name__}": cls for cls in (ChainRolloutBuffer, DictChainRolloutBuffer)}
 POLICIES = {
-    f"sb3_diffusion.{name}": getattr(policies, name)
-    for name in (
-        f"{family}{kind}Policy" for family in ("DiffusionSAC", "DiffusionActorCritic") for kind in ("", "Cnn", "MultiInput")
+    f"sb3_diffusion.{cls.__name__}": cls
+    for cls in (
+        *(DiffusionSACPolicy, DiffusionSACCnnPolicy, DiffusionSACMultiInputPolicy),
+        *(DiffusionActorCriticPolicy, DiffusionActorCriticCnnPolicy, DiffusionActorCriticMultiInputPolicy),
     )
 }
 DTYPES = {f"numpy.{name}": getattr(np, name) for name in ("float32", "float64")}
