@@ -19,7 +19,7 @@ import torch as th
 
 from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO, UnsafeModelError, load_safe
 from sb3_diffusion.common.archive import PickleStack, check_pickle
-from tests.test_safe_load import make, saved
+from tests.test_safe_load import make, nothing_unpickled, saved
 
 SETTINGS = "sb3_diffusion.json"
 
@@ -53,7 +53,8 @@ def files(models):
 def marker(tmp_path, monkeypatch):
     """Where a payload would leave its mark, in the working directory, which stays empty."""
     monkeypatch.chdir(tmp_path)
-    yield tmp_path / "marker"
+    with nothing_unpickled():
+        yield tmp_path / "marker"
     assert list(tmp_path.iterdir()) == []
 
 
