@@ -2,11 +2,13 @@ from pathlib import Path
 
 import sb3_diffusion_zoo_hook
 from sb3_diffusion.common import envs
+from sb3_diffusion.common.archive import UnsafeModelError
 from sb3_diffusion.common.policies import DiffusionActorCriticPolicy, DiffusionSACPolicy
 from sb3_diffusion.common.wrappers import DiffusionMDPWrapper, VecDiffusionMDPWrapper
 from sb3_diffusion.diffppo import DiffPPO
 from sb3_diffusion.diffsac import DiffSAC
 from sb3_diffusion.diffwpo import DiffWPO
+from sb3_diffusion.loading import load_safe
 
 __version__ = Path(__file__).with_name("version.txt").read_text(encoding="utf-8").strip()
 
@@ -20,7 +22,9 @@ __all__ = [
     "DiffusionActorCriticPolicy",
     "DiffusionMDPWrapper",
     "DiffusionSACPolicy",
+    "UnsafeModelError",
     "VecDiffusionMDPWrapper",
     "__version__",
     "envs",
+    "load_safe",
 ]

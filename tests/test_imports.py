@@ -9,14 +9,17 @@ PACKAGE = Path(sb3_diffusion.__file__).parent
 
 # Each module may import from the layers before its own
 LAYERS = [
-    {"common.checks", "common.envs.rendering"},
+    {"common.archive", "common.checks", "common.envs.rendering"},
     {"common.envs.multi_goal", "common.envs.turning"},
     {"common.noise_schedule", "common.score_network"},
     {"common.chain", "common.temperature", "common.wrappers"},
     {"common.buffers", "common.losses", "common.policies"},
+    {"common.plain"},
+    {"common.safe_load"},
     {"common.off_policy"},
     {"diffppo.policies", "diffsac.policies", "diffwpo.policies"},
     {"diffppo.diffppo", "diffsac.diffsac", "diffwpo.diffwpo"},
+    {"loading"},
     {"analysis.bound", "analysis.evaluation"},
     {"analysis.modes", "analysis.sweep"},
     {"analysis.divergence", "analysis.mixture", "analysis.plots"},

@@ -106,8 +106,8 @@ class ChainRolloutBuffer(RolloutBuffer):
     def reset(self) -> None:
         self.action_dim = (self.diffusion_steps + 1) * get_action_dim(self.action_space)
         super().reset()
-        # Latent actions are real numbers whatever the type of the action
-        self.actions = self.actions.astype(np.float32)
+        # Latent actions are real numbers whatever the type of the action. As zeros, which take no memory before their use
+        self.actions = np.zeros(self.actions.shape, dtype=np.float32)
         for name in (*self.STEP_ARRAYS, "step_costs"):
             setattr(self, name, np.zeros((self.buffer_size, self.n_envs, self.diffusion_steps), dtype=np.float32))
 

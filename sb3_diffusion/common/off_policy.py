@@ -33,6 +33,7 @@ from sb3_diffusion.common.checks import (
 )
 from sb3_diffusion.common.losses import ValueFn, lean_adjoint, returns_along_chain, value_and_gradient
 from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
+from sb3_diffusion.common.safe_load import SafeAlgorithm
 
 Info = dict[str, th.Tensor]
 
@@ -42,7 +43,7 @@ DESCRIBE_INTERVAL = 10
 FORWARD_ACTION_SAMPLES = 8
 
 
-class DiffusionOffPolicyAlgorithm(SAC):
+class DiffusionOffPolicyAlgorithm(SafeAlgorithm, SAC):
     """
     SAC's machinery for a diffusion policy: soft critics on the bound of the entropy, the automatic temperature, and the
     gradients of the values along the chain. A subclass updates the actor in its ``train``. The arguments are

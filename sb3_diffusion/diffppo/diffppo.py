@@ -23,6 +23,7 @@ from sb3_diffusion.common.checks import (
     optimize,
 )
 from sb3_diffusion.common.losses import clip_range_by_step, clipped_surrogate_loss, clipped_value_loss, draw_steps
+from sb3_diffusion.common.safe_load import SafeAlgorithm
 from sb3_diffusion.common.temperature import TemperatureSchedule
 from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
 
@@ -44,7 +45,7 @@ DPPO_KWARGS: dict[str, Any] = dict(
 )
 
 
-class DiffPPO(PPO):
+class DiffPPO(SafeAlgorithm, PPO):
     """
     Diffusion Proximal Policy Optimization (DiffPPO): PPO whose policy is a short denoising chain.
     Paper: DMERL, https://arxiv.org/abs/2512.02019

@@ -1,0 +1,464 @@
+"""The settings of a model as plain JSON, and back: numbers, text, arrays, spaces, and classes and objects of a fixed list."""
+
+import base64
+import json
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.noise import (
+    ActionNoise,
+    NormalActionNoise,
+    OrnsteinUhlenbeckActionNoise,
+    VectorizedActionNoise,
+)
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+from torch import nn
+
+from sb3_diffusion.common.archive import UnsafeModelError, show
+from sb3_diffusion.common.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
+from sb3_diffusion.common.policies import (
+    DiffusionActorCriticCnnPolicy,
+    DiffusionActorCriticMultiInputPolicy,
+    DiffusionActorCriticPolicy,
+    DiffusionSACCnnPolicy,
+    DiffusionSACMultiInputPolicy,
+    DiffusionSACPolicy,
+)
+from sb3_diffusion.common.temperature import TemperatureSchedule
+
+MAX_DEPTH = 16
+
+# Bytes of the JSON, and signs of it that may each become an object many times as long
+MAX_JSON_SIZE = 64 * 2**20
+MAX_JSON_ITEMS = 300_000
+
+MAX_INTEGER = 2**63
+
+ACTIVATIONS = {
+    f"torch.nn.{name}": getattr(nn, name)
+    for name in (
+        *("CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid"),
+        *("Mish", "PReLU", "RReLU", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink", "Softsign", "Tanh"),
+        "Tanhshrink",
+    )
+}
+OPTIMIZERS = {
+    f"torch.optim.{name}": getattr(th.optim, name)
+    for name in ("ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
+} | {"stable_baselines3.RMSpropTFLike": RMSpropTFLike}
+EXTRACTORS = {f"stable_baselines3.{cls.__name__}": cls for cls in (CombinedExtractor, FlattenExtractor, NatureCNN)}
+REPLAY_BUFFERS = {
+    f"stable_baselines3.{cls.__name__}": cls for cls in (DictReplayBuffer, HerReplayBuffer, NStepReplayBuffer, ReplayBuffer)
+}
+ROLLOUT_BUFFERS = {f"sb3_diffusion.{cls.__name__}": cls for cls in (ChainRolloutBuffer, DictChainRolloutBuffer)}
+POLICIES = {
+    f"sb3_diffusion.{cls.__name__}": cls
+    for cls in (
+        *(DiffusionSACPolicy, DiffusionSACCnnPolicy, DiffusionSACMultiInputPolicy),
+        *(DiffusionActorCriticPolicy, DiffusionActorCriticCnnPolicy, DiffusionActorCriticMultiInputPolicy),
+    )
+}
+DTYPES = {f"numpy.{name}": getattr(np, name) for name in ("float32", "float64")}
+
+# Everything that may be named, and so can be in a file without running code of the file's choice
+CLASSES: dict[str, type] = {
+    **ACTIVATIONS,
+    **OPTIMIZERS,
+    **EXTRACTORS,
+    **REPLAY_BUFFERS,
+    **ROLLOUT_BUFFERS,
+    **POLICIES,
+    **DTYPES,
+}
+CLASS_NAMES = {cls: name for name, cls in CLASSES.items()}
+
+
+class NotPlain(TypeError):
+    """What has no plain form."""
+
+
+class Form(NamedTuple):
+    """
+    How objects of a type are written down.
+
+    :param type_name: name of the type, with its module
+    :param attributes: where the object keeps the keyword arguments of ``make``
+    :param make: makes the object
+    """
+
+    type_name: str
+    attributes: dict[str, str]
+    make: Callable[..., Any]
+
+
+def expect(condition: bool, problem: str) -> None:
+    """
+    :param condition: what should hold
+    :param problem: what is the case if it does not
+    :raises UnsafeModelError: if it does not hold
+    """
+    if not condition:
+        raise UnsafeModelError(problem)
+
+
+def is_number(value: Any) -> bool:
+    """
+    :param value: anything
+    :return: whether it is a finite real number
+    """
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return bool(real and math.isfinite(value))
+
+
+def is_integer(value: Any, low: int = 0, high: int = MAX_INTEGER) -> bool:
+    """
+    :param value: anything
+    :param low: least value
+    :param high: greatest value
+    :return: whether it is an integer in this range
+    """
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(low <= value <= high)
+
+
+def is_array(value: Any, kinds: str) -> bool:
+    """
+    :param value: anything
+    :param kinds: kinds of dtype, see ``numpy.dtype.kind``
+    :return: whether it is an array of such a kind
+    """
+    return isinstance(value, np.ndarray) and value.dtype.kind in kinds
+
+
+def is_schedule(value: Any) -> bool:
+    """
+    :param value: anything
+    :return: whether it is a number or one of the schedules that can be written down
+    """
+    return is_number(value) or type(value) in SCHEDULES or type_name(type(value)) == ZOO_SCHEDULE
+
+
+def type_name(cls: type) -> str:
+    """
+    :param cls: class
+    :return: its name with its module
+    """
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def make_with_numbers(cls: type) -> Callable[..., Any]:
+    """
+    :param cls: class whose arguments are numbers
+    :return: the class, but for a check of them
+    """
+
+    def make(**arguments: Any) -> Any:
+        expect(all(map(is_number, arguments.values())), f"{cls.__name__} has an argument that is not a finite number")
+        return cls(**arguments)
+
+    return make
+
+
+# How objects are made of what a file says, which may be anything
+
+
+def make_float_schedule(value_schedule: Any) -> FloatSchedule:
+    expect(is_schedule(value_schedule), "FloatSchedule of what is neither a number nor a schedule")
+    return FloatSchedule(value_schedule)
+
+
+def make_temperature_schedule(ent_coef: Any) -> TemperatureSchedule:
+    expect(
+        isinstance(ent_coef, str) or is_schedule(ent_coef), "TemperatureSchedule of what is neither a number nor a schedule"
+    )
+    return TemperatureSchedule(ent_coef)
+
+
+def make_zoo_schedule(initial_value: Any) -> Any:
+    # RL Zoo takes long to import, and only models that it has trained need it
+    from rl_zoo3.utils import SimpleLinearSchedule
+
+    return make_with_numbers(SimpleLinearSchedule)(initial_value=initial_value)
+
+
+def make_train_freq(frequency: Any, unit: Any) -> TrainFreq:
+    expect(is_integer(frequency, 1) and isinstance(unit, TrainFrequencyUnit), "TrainFreq without a frequency or a unit")
+    return TrainFreq(frequency, unit)
+
+
+def make_box(low: Any, high: Any) -> spaces.Box:
+    good = is_array(low, "iuf") and is_array(high, "iuf") and low.shape == high.shape and low.dtype == high.dtype
+    expect(good and low.size > 0, "Box without bounds")
+    expect(not (np.isnan(low).any() or np.isnan(high).any()), "Box whose bounds are NaN")
+    return spaces.Box(low, high, dtype=low.dtype.type)
+
+
+def make_discrete(n: Any, start: Any) -> spaces.Discrete:
+    expect(is_integer(n, 1, 2**31) and is_integer(start, -(2**31), 2**31), "Discrete without a number of values")
+    return spaces.Discrete(int(n), start=int(start))
+
+
+def make_multi_discrete(nvec: Any, start: Any) -> spaces.MultiDiscrete:
+    good = is_array(nvec, "iu") and is_array(start, "iu") and nvec.shape == start.shape and nvec.size > 0
+    expect(good and bool(((nvec > 0) & (nvec <= 2**31)).all()), "MultiDiscrete without numbers of values")
+    return spaces.MultiDiscrete(nvec, dtype=nvec.dtype.type, start=start)
+
+
+def make_multi_binary(n: Any) -> spaces.MultiBinary:
+    shape = n if isinstance(n, tuple) else (n,)
+    good = 0 < len(shape) <= 8 and all(is_integer(size, 1, 2**31) for size in shape)
+    expect(good and math.prod(shape) <= 2**31, "MultiBinary without a shape")
+    return spaces.MultiBinary(n)
+
+
+def make_dict_space(spaces_: Any) -> spaces.Dict:
+    good = isinstance(spaces_, dict) and 0 < len(spaces_) <= 1000
+    expect(good and all(type(space) in FLAT_SPACES for space in spaces_.values()), "Dict of what are not plain spaces")
+    return spaces.Dict(OrderedDict(spaces_))
+
+
+def is_noise_array(value: Any) -> bool:
+    return is_array(value, "f") and value.ndim <= 2 and bool(np.isfinite(value).all())
+
+
+def make_normal_noise(mean: Any, sigma: Any, dtype: Any) -> NormalActionNoise:
+    good = all(is_noise_array(value) or is_number(value) for value in (mean, sigma)) and bool(np.all(np.asarray(sigma) >= 0))
+    expect(good and dtype in DTYPES.values(), "NormalActionNoise without mean, sigma or dtype")
+    return NormalActionNoise(mean, sigma, dtype)
+
+
+def make_ou_noise(noise_prev: Any, mean: Any, initial_noise: Any, dtype: Any, **numbers: Any) -> OrnsteinUhlenbeckActionNoise:
+    good = is_noise_array(mean) and is_noise_array(noise_prev) and (initial_noise is None or is_noise_array(initial_noise))
+    good = good and all(is_noise_array(value) or is_number(value) for value in numbers.values()) and dtype in DTYPES.values()
+    expect(good, "OrnsteinUhlenbeckActionNoise without mean, sigma or dtype")
+    noise = OrnsteinUhlenbeckActionNoise(mean, initial_noise=initial_noise, dtype=dtype, **numbers)
+    noise.noise_prev = noise_prev
+    return noise
+
+
+def make_vectorized_noise(base_noise: Any, noises: Any) -> VectorizedActionNoise:
+    good = isinstance(base_noise, ActionNoise) and isinstance(noises, list) and len(noises) > 0
+    expect(good and all(type(noise) is type(base_noise) for noise in noises), "VectorizedActionNoise without noises")
+    # The constructor resets what it is given
+    noise = VectorizedActionNoise(base_noise, 1)
+    noise.n_envs, noise._noises = len(noises), noises
+    return noise
+
+
+ZOO_SCHEDULE = "rl_zoo3.utils.SimpleLinearSchedule"
+SCHEDULES = (FloatSchedule, ConstantSchedule, LinearSchedule, TemperatureSchedule)
+FLAT_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+NOISES = (NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise)
+
+
+def form(cls: type, make: Callable[..., Any], *names: str, **attributes: str) -> Form:
+    """
+    :param cls: type of the objects
+    :param make: makes one
+    :param names: keyword arguments that are attributes of the same name
+    :param attributes: attributes of the others
+    :return: how they are written down
+    """
+    return Form(type_name(cls), {**{name: name for name in names}, **attributes}, make)
+
+
+FORMS: dict[str, Form] = {
+    "FloatSchedule": form(FloatSchedule, make_float_schedule, "value_schedule"),
+    "ConstantSchedule": form(ConstantSchedule, make_with_numbers(ConstantSchedule), "val"),
+    "LinearSchedule": form(LinearSchedule, make_with_numbers(LinearSchedule), "start", "end", "end_fraction"),
+    "SimpleLinearSchedule": Form(ZOO_SCHEDULE, {"initial_value": "initial_value"}, make_zoo_schedule),
+    "TemperatureSchedule": form(TemperatureSchedule, make_temperature_schedule, "ent_coef"),
+    "TrainFreq": form(TrainFreq, make_train_freq, "frequency", "unit"),
+    "TrainFrequencyUnit": form(TrainFrequencyUnit, TrainFrequencyUnit, "value"),
+    "GoalSelectionStrategy": form(GoalSelectionStrategy, GoalSelectionStrategy, "value"),
+    "Box": form(spaces.Box, make_box, "low", "high"),
+    "Discrete": form(spaces.Discrete, make_discrete, "n", "start"),
+    "MultiDiscrete": form(spaces.MultiDiscrete, make_multi_discrete, "nvec", "start"),
+    "MultiBinary": form(spaces.MultiBinary, make_multi_binary, "n"),
+    "Dict": form(spaces.Dict, make_dict_space, spaces_="spaces"),
+    "NormalActionNoise": form(NormalActionNoise, make_normal_noise, mean="_mu", sigma="_sigma", dtype="_dtype"),
+    "OrnsteinUhlenbeckActionNoise": form(
+        OrnsteinUhlenbeckActionNoise,
+        make_ou_noise,
+        *("noise_prev", "initial_noise"),
+        **dict(mean="_mu", sigma="_sigma", theta="_theta", dt="_dt", dtype="_dtype"),
+    ),
+    "VectorizedActionNoise": form(VectorizedActionNoise, make_vectorized_noise, "base_noise", "noises"),
+}
+FORM_NAMES = {of_type.type_name: name for name, of_type in FORMS.items()}
+
+
+def encode(value: Any, depth: int = 0) -> Any:
+    """
+    :param value: a setting
+    :param depth: in how many others it is
+    :return: its plain form: itself, a list, or ``{<tag>: <content>}``
+    :raises NotPlain: if it has none
+    """
+    if depth > MAX_DEPTH:
+        raise NotPlain("something nested too deeply")
+    name = type_name(type(value))
+    if value is None or type(value) in (bool, str) or (type(value) is int and abs(value) < MAX_INTEGER):
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if type(value) in (list, tuple, deque):
+        items = [encode(item, depth + 1) for item in value]
+        if isinstance(value, deque):
+            return {"deque": [value.maxlen, items]}
+        return items if isinstance(value, list) else {"tuple": items}
+    if type(value) in (dict, OrderedDict):
+        return {type(value).__name__: {encode_key(key): encode_item(key, item, depth) for key, item in value.items()}}
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
+        shape = list(value.shape) if isinstance(value, np.ndarray) else None
+        return {"array": [value.dtype.str, shape, base64.b64encode(value.tobytes()).decode()]}
+    if isinstance(value, type) and value in CLASS_NAMES:
+        return {"class": CLASS_NAMES[value]}
+    if name in FORM_NAMES:
+        attributes = FORMS[FORM_NAMES[name]].attributes
+        content = {key: encode(getattr(value, attribute), depth + 1) for key, attribute in attributes.items()}
+        return {"object": [FORM_NAMES[name], content]}
+    raise NotPlain(f"the class {type_name(value)}" if isinstance(value, type) else f"an object of type {name}")
+
+
+def encode_key(key: Any) -> str:
+    """
+    :param key: key of a dict
+    :return: the key
+    :raises NotPlain: if it is not text
+    """
+    if type(key) is not str:
+        raise NotPlain(f"a dict with a key of type {type_name(type(key))}")
+    return key
+
+
+def encode_item(key: str, item: Any, depth: int) -> Any:
+    """
+    :param key: key of a dict
+    :param item: its value
+    :param depth: in how many others the dict is
+    :return: the value's plain form
+    :raises NotPlain: if it has none, naming the key
+    """
+    try:
+        return encode(item, depth + 1)
+    except NotPlain as error:
+        raise NotPlain(f"a dict whose {key!r} is {error}") from error
+
+
+def decode(value: Any, depth: int = 0) -> Any:
+    """
+    :param value: plain form, as :func:`parse` returns it
+    :param depth: in how many others it is
+    :return: the setting
+    :raises UnsafeModelError: if it is not a plain form
+    """
+    expect(depth <= MAX_DEPTH, "it is nested too deeply")
+    if isinstance(value, list):
+        return [decode(item, depth + 1) for item in value]
+    if not isinstance(value, dict):
+        return value
+    expect(len(value) == 1, "it has an object without exactly one tag")
+    ((tag, content),) = value.items()
+    if tag in ("dict", "OrderedDict"):
+        expect(isinstance(content, dict), "it has a dict that is none")
+        items = {key: decode(item, depth + 1) for key, item in content.items()}
+        return items if tag == "dict" else OrderedDict(items)
+    if tag == "float":
+        expect(content in ("nan", "inf", "-inf"), "it has a number that is none")
+        return float(content)
+    if tag == "tuple":
+        expect(isinstance(content, list), "it has a tuple that is none")
+        return tuple(decode(content, depth))
+    if tag == "class":
+        expect(
+            isinstance(content, str) and content in CLASSES,
+            f"it asks for the class {show.repr(content)}, which is not on the list",
+        )
+        return CLASSES[content]
+    expect(isinstance(content, list), "it has an object that is none")
+    if tag == "array":
+        return decode_array(*content)
+    if tag == "deque":
+        maxlen, items = content
+        expect((maxlen is None or is_integer(maxlen)) and isinstance(items, list), "it has a deque that is none")
+        return deque(decode(items, depth), maxlen)
+    expect(tag == "object", f"it has the tag {show.repr(tag)}, which is not on the list")
+    name, arguments = content
+    expect(isinstance(name, str) and name in FORMS, f"it asks for the type {show.repr(name)}, which is not on the list")
+    of_type = FORMS[name]
+    expect(isinstance(arguments, dict) and set(arguments) == set(of_type.attributes), f"it has a {name} without its arguments")
+    return of_type.make(**{key: decode(argument, depth + 1) for key, argument in arguments.items()})
+
+
+def decode_array(dtype: Any, shape: Any, text: Any) -> Any:
+    """
+    :param dtype: numpy's name of the type of the entries
+    :param shape: shape; None for a number by itself
+    :param text: entries, base64
+    :return: the array, or the number
+    :raises UnsafeModelError: if they do not fit each other
+    """
+    expect(
+        isinstance(dtype, str) and len(dtype) == 3 and dtype[0] in "<>|" and dtype[1] in "biuf", "it has an array of no type"
+    )
+    sizes = [] if shape is None else shape
+    expect(isinstance(sizes, list) and len(sizes) <= 8 and all(map(is_integer, sizes)), "it has an array without a shape")
+    expect(isinstance(text, str), "it has an array without entries")
+    data = base64.b64decode(text, validate=True)
+    of_type = np.dtype(dtype)
+    expect(len(data) == math.prod(sizes) * of_type.itemsize, "it has an array of another size than its shape")
+    array = np.frombuffer(bytearray(data), of_type).reshape(sizes)
+    return array[()] if shape is None else array
+
+
+def parse(data: bytes) -> Any:
+    """
+    :param data: JSON
+    :return: what it says: dicts, lists, finite numbers, integers of 64 bits, text, True, False and None
+    :raises UnsafeModelError: for anything else, a key that is there twice, or too much of it
+    """
+    expect(len(data) <= MAX_JSON_SIZE, f"it has {len(data)} bytes, more than {MAX_JSON_SIZE}")
+    expect(sum(map(data.count, (b",", b"[", b"{"))) <= MAX_JSON_ITEMS, f"it has more than {MAX_JSON_ITEMS} items")
+    try:
+        return json.loads(
+            data.decode(),
+            object_pairs_hook=parse_object,
+            parse_constant=parse_constant,
+            parse_int=parse_int,
+            parse_float=parse_float,
+        )
+    except UnsafeModelError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UnsafeModelError(f"it is not JSON: {type(error).__name__}: {error}") from error
+
+
+def parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    expect(len({key for key, _ in pairs}) == len(pairs), "it has a key twice")
+    return dict(pairs)
+
+
+def parse_constant(text: str) -> Any:
+    raise UnsafeModelError(f"it has the number {text}")
+
+
+def parse_int(text: str) -> int:
+    expect(len(text) <= 20 and abs(int(text)) < MAX_INTEGER, "it has an integer of more than 64 bits")
+    return int(text)
+
+
+def parse_float(text: str) -> float:
+    number = float(text)
+    expect(math.isfinite(number), "it has a number that is too large")
+    return number
