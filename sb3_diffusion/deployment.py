@@ -46,7 +46,7 @@ class NormalizeObservation(nn.Module):
 
     def __init__(self, vec_normalize: VecNormalize, key: str | None = None):
         super().__init__()
-        obs_rms: Any = vec_normalize.obs_rms if key is None else vec_normalize.obs_rms[key]  # type: ignore[index]
+        obs_rms: Any = vec_normalize.obs_rms if key is None else vec_normalize.obs_rms[key]
         self.register_buffer("mean", th.as_tensor(obs_rms.mean, dtype=th.float64))
         self.register_buffer("std", th.as_tensor(np.sqrt(obs_rms.var + vec_normalize.epsilon), dtype=th.float64))
         self.clip_obs = vec_normalize.clip_obs
@@ -80,8 +80,8 @@ class DeployedPolicy(nn.Module):
         if not isinstance(policy, (DiffusionSACPolicy, DiffusionActorCriticPolicy)) or augmented:
             what = "one denoising step of the augmented MDP" if augmented else "not a diffusion policy"
             raise ValueError(
-                f"{type(model).__name__}'s {type(policy).__name__} is {what}: export a DiffSAC, DiffWPO, DiffPPO, or a SAC with a "
-                "DiffusionSACPolicy"
+                f"{type(model).__name__}'s {type(policy).__name__} is {what}: export a DiffSAC, DiffWPO, DiffPPO, or a SAC "
+                "with a DiffusionSACPolicy"
             )
         self.n_candidates = getattr(policy, "n_action_candidates", 1)
         self.policy = copy.deepcopy(policy).to("cpu")
@@ -93,7 +93,9 @@ class DeployedPolicy(nn.Module):
 
         space = policy.observation_space
         self.is_dict = isinstance(space, spaces.Dict)
-        self.observation_spaces: dict[str, spaces.Space] = dict(space) if isinstance(space, spaces.Dict) else {OBSERVATION: space}
+        self.observation_spaces: dict[str, spaces.Space] = (
+            dict(space) if isinstance(space, spaces.Dict) else {OBSERVATION: space}
+        )
         if clash := {NOISE, ACTION} & self.observation_spaces.keys():
             raise ValueError(f"the observation has the keys {sorted(clash)}, which are the file's own: rename them")
         self.normalizers = nn.ModuleDict()
@@ -276,9 +278,7 @@ def _check_in_onnxruntime(module: DeployedPolicy, content: bytes) -> None:
         check_equal("onnxruntime", module, run)
 
 
-def export_torchscript(
-    model: BaseAlgorithm, path: str | os.PathLike[str], vec_normalize: VecNormalize | None = None
-) -> None:
+def export_torchscript(model: BaseAlgorithm, path: str | os.PathLike[str], vec_normalize: VecNormalize | None = None) -> None:
     """
     Write a policy as a TorchScript file, for ``torch.jit.load`` or LibTorch in C++. What it loads is a function of the inputs
     of :meth:`DeployedPolicy.forward`. PyTorch calls TorchScript deprecated and :func:`export_program` its successor; of the

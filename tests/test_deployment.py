@@ -48,7 +48,9 @@ class BoxEnv(gym.Env):
 
 def double_env():
     observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float64)
-    return BoxEnv(observation_space, spaces.Box(np.array([[-3.0, 0.1, -7.0]] * 2), np.array([[0.5, 0.3, 80.0]] * 2), dtype=np.float64))
+    return BoxEnv(
+        observation_space, spaces.Box(np.array([[-3.0, 0.1, -7.0]] * 2), np.array([[0.5, 0.3, 80.0]] * 2), dtype=np.float64)
+    )
 
 
 class MixedEnv(SimpleMultiObsEnv):

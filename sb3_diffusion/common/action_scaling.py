@@ -42,13 +42,14 @@ def scale_action(low: np.ndarray, high: np.ndarray, action: np.ndarray) -> np.nd
 class ActionScaling:
     """What stands before a policy of SB3's to replace its ``scale_action`` and ``unscale_action``."""
 
-    action_space: spaces.Box
+    action_space: spaces.Space
 
     def scale_action(self, action: np.ndarray) -> np.ndarray:
         """
         :param action: actions in the environment's bounds, (B, *shape)
         :return: actions in [-1, 1], (B, *shape)
         """
+        assert isinstance(self.action_space, spaces.Box)
         return scale_action(self.action_space.low, self.action_space.high, action)
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
@@ -56,4 +57,5 @@ class ActionScaling:
         :param scaled_action: actions in [-1, 1], (B, *shape)
         :return: actions in the environment's bounds, (B, *shape)
         """
+        assert isinstance(self.action_space, spaces.Box)
         return unscale_action(self.action_space.low, self.action_space.high, scaled_action)

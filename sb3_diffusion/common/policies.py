@@ -71,13 +71,16 @@ def get_denoiser_arch(net_arch: list[int] | dict[str, list[int]], critic: str) -
 def limit_observation(obs: PyTorchObs) -> PyTorchObs:
     """
     :param obs: observations
-    :return: the same between minus and plus ``OBSERVATION_MAX``; those that are infinite stay so, to be found
+    :return: the same between minus and plus ``OBSERVATION_MAX``; those that are infinite become NaN, to be found
     """
-    if isinstance(obs, dict):
-        return {key: limit_observation(value) for key, value in obs.items()}
-    if not obs.is_floating_point():
-        return obs
-    return th.where(th.isinf(obs), obs, obs.clamp(-OBSERVATION_MAX, OBSERVATION_MAX))
+
+    def limit(values: th.Tensor) -> th.Tensor:
+        if not values.is_floating_point():
+            return values
+        # Zero times infinity is NaN
+        return th.add(values.clamp(-OBSERVATION_MAX, OBSERVATION_MAX), values, alpha=0)
+
+    return {key: limit(value) for key, value in obs.items()} if isinstance(obs, dict) else limit(obs)
 
 
 class ChainPolicy(ActionScaling):
