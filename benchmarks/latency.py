@@ -6,7 +6,7 @@ ratio is the median over the rounds of the ratios within each; so it does not de
 
 Example::
 
-    python -m benchmarks.latency
+    python benchmarks/latency.py
 """
 
 import argparse
@@ -25,9 +25,9 @@ import gymnasium as gym
 import numpy as np
 import onnxruntime
 import torch as th
+from speed import Rows, Task, in_turn, print_table
 from stable_baselines3 import SAC
 
-from benchmarks.speed import Rows, Task, in_turn, print_table
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.deployment import export_onnx, export_program, export_torchscript
 

@@ -8,7 +8,15 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/quickstart.md", "docs/diffsac.md", "docs/diffppo.md", "docs/diffwpo.md", "docs/multimodal.md"]
+PAGES = [
+    "README.md",
+    "docs/quickstart.md",
+    "docs/deployment.md",
+    "docs/diffsac.md",
+    "docs/diffppo.md",
+    "docs/diffwpo.md",
+    "docs/multimodal.md",
+]
 
 
 def python_blocks(page):
