@@ -13,6 +13,7 @@ from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from stable_baselines3.common.policies import BasePolicy
 
 from sb3_diffusion import DiffPPO, DiffSAC, DiffusionMDPWrapper, DiffWPO
 from sb3_diffusion.common.action_scaling import scale_action, unscale_action
@@ -182,15 +183,26 @@ def test_scaling_there_and_back(space, data):
     scaled = data.draw(hnp.arrays(np.float32, (3, *space.shape), elements=st.floats(-1, 1, width=32)))
     actions = unscale_action(space.low, space.high, scaled)
     assert is_within(space, actions)
-    ends = np.stack((np.full(space.shape, -1, np.float32), np.full(space.shape, 1, np.float32)))
-    np.testing.assert_array_equal(unscale_action(space.low, space.high, ends), [space.low, space.high])
-    again = scale_action(space.low, space.high, actions)
-    assert (np.abs(again) <= 1).all()
-    # What rounding an action to the environment's numbers costs, in units of half the width
+    # What rounding an action to the environment's numbers costs, also in units of half the width
     info = np.finfo(space.dtype)
     rounding = info.eps * np.maximum(np.abs(space.low), np.abs(space.high)) + info.smallest_subnormal
     half_width = np.float64(0.5) * space.high - np.float64(0.5) * space.low
+    ends = np.stack((np.full(space.shape, -1, np.float32), np.full(space.shape, 1, np.float32)))
+    low, high = unscale_action(space.low, space.high, ends)
+    assert (low - space.low <= rounding).all() and (space.high - high <= rounding).all()
+    again = scale_action(space.low, space.high, actions)
+    assert (np.abs(again) <= 1).all()
     assert (np.abs(again - scaled) <= 1e-5 + 2 * rounding / half_width).all()
+
+
+def test_scaling_is_that_of_stable_baselines3():
+    space = spaces.Box(np.array([-2.0, 0.1, -1e6], np.float32), np.array([2.0, 30.0, 1.0], np.float32))
+    policy = DiffSAC("MlpPolicy", BoxEnv(spaces.Box(-1, 1, (1,)), space), buffer_size=1, device="cpu").policy
+    scaled = np.random.default_rng(0).uniform(-1, 1, (10_000, 3)).astype(np.float32)
+    theirs = BasePolicy.unscale_action(policy, scaled)
+    actions = policy.unscale_action(scaled)
+    np.testing.assert_array_equal(actions, theirs.clip(space.low, space.high))
+    np.testing.assert_array_equal(policy.scale_action(actions), BasePolicy.scale_action(policy, actions))
 
 
 @settings(FEW, max_examples=30)

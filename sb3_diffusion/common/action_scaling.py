@@ -11,15 +11,17 @@ Array = TypeVar("Array", np.ndarray, th.Tensor)
 
 def unscale_action(low: Array, high: Array, scaled_action: Array) -> Array:
     """
-    SB3 takes ``low + 0.5 (a + 1) (high - low)``, whose rounding may pass the bounds and whose width may overflow.
+    SB3's ``low + 0.5 (a + 1) (high - low)``, to the same bit, without its two faults: rounding may take it past a bound, and
+    the width may overflow, where half of it does not.
 
     :param low: lower bounds, (*shape)
     :param high: upper bounds, (*shape)
     :param scaled_action: actions in [-1, 1], (B, *shape)
     :return: actions in [low, high], (B, *shape)
     """
-    share = 0.5 * (scaled_action + 1.0)
-    return (low * (1.0 - share) + high * share).clip(low, high)
+    half_low = 0.5 * low
+    half_action = half_low + 0.5 * (scaled_action + 1.0) * (0.5 * high - half_low)
+    return (2.0 * half_action).clip(low, high)
 
 
 def scale_action(low: np.ndarray, high: np.ndarray, action: np.ndarray) -> np.ndarray:
