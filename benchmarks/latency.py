@@ -1,8 +1,9 @@
 """
 How long one decision takes on a CPU: ``predict`` of stable_baselines3.SAC and of DiffSAC, and the exported files.
 
-One thread, milliseconds on the clock, deterministic actions. What is compared is measured in turn, round by round, and a
-ratio is the median over the rounds of the ratios within each; so it does not depend on what else the machine did meanwhile.
+One thread, deterministic actions, milliseconds of CPU time, which on an idle machine is the time on the clock. What is
+compared is measured in turn, round by round, and a ratio is the median over the rounds of the ratios within each; so it does
+not depend on what else the machine did meanwhile.
 
 Example::
 
@@ -13,7 +14,6 @@ import argparse
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,27 +25,13 @@ import gymnasium as gym
 import numpy as np
 import onnxruntime
 import torch as th
-from speed import Rows, Task, in_turn, print_table
+from speed import Rows, Task, cpu_time, in_turn, print_table
 from stable_baselines3 import SAC
 
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.deployment import export_onnx, export_program, export_torchscript
 
 RESULT = Path(__file__).parent / "results" / "latency.json"
-
-
-def wall_time(function: Callable[[], Any], repetitions: int) -> float:
-    """
-    :param function: what to measure
-    :param repetitions: how often to call it
-    :return: milliseconds a call, the median over the calls
-    """
-    durations = []
-    for _ in range(repetitions):
-        started = time.perf_counter()
-        function()
-        durations.append(time.perf_counter() - started)
-    return float(np.median(durations)) * 1000
 
 
 def exported_functions(model: DiffSAC, folder: Path) -> dict[str, Callable[[np.ndarray, np.ndarray], Any]]:
@@ -96,7 +82,7 @@ def measure(args: argparse.Namespace) -> dict[str, Rows]:
             for name, function in functions[steps].items():
                 np.testing.assert_allclose(np.squeeze(function(obs, noise)), np.squeeze(predict()[0]), atol=1e-5)
                 calls[f"diffsac, K = {steps}, {name}"] = partial(function, obs, noise)
-        tasks: dict[str, Task] = {name: partial(wall_time, call, args.calls) for name, call in calls.items()}
+        tasks: dict[str, Task] = {name: partial(cpu_time, call, args.calls) for name, call in calls.items()}
         results[f"{n_obs} observation{'s' * (n_obs > 1)}"] = in_turn(tasks, args.rounds, "sac, predict")
     return results
 
