@@ -53,8 +53,8 @@ class NormalizeObservation(nn.Module):
 
     def forward(self, obs: th.Tensor) -> th.Tensor:
         """
-        :param obs: raw observations, (B, *shape)
-        :return: normalised observations, float32, (B, *shape)
+        :param obs: raw observations, (B, ...)
+        :return: normalised observations, float32, (B, ...)
         """
         return ((obs.double() - self.mean) / self.std).clamp(-self.clip_obs, self.clip_obs).float()
 
@@ -136,10 +136,10 @@ class DeployedPolicy(nn.Module):
 
     def forward(self, *inputs: th.Tensor) -> th.Tensor:
         """
-        :param inputs: raw observations, (B, *shape), or one for each key of a ``Dict``, in the order of its space; then
+        :param inputs: raw observations, (B, ...), or one for each key of a ``Dict``, in the order of its space; then
             standard normal noises, (B, K+1, d), with several candidates (B, n, K+1, d), where row ``k`` of K+1 makes ``x_k``.
             Zeros are the chain of means, the deterministic action
-        :return: actions as ``predict`` returns them, (B, *shape)
+        :return: actions as ``predict`` returns them, (B, ...)
         """
         *observations, noise = inputs
         named = dict(zip(self.observation_spaces, observations, strict=True))

@@ -14,10 +14,10 @@ def unscale_action(low: Array, high: Array, scaled_action: Array) -> Array:
     SB3's ``low + 0.5 (a + 1) (high - low)``, to the same bit, without its two faults: rounding may take it past a bound, and
     the width may overflow, where half of it does not.
 
-    :param low: lower bounds, (*shape)
-    :param high: upper bounds, (*shape)
-    :param scaled_action: actions in [-1, 1], (B, *shape)
-    :return: actions in [low, high], (B, *shape)
+    :param low: lower bounds, (...)
+    :param high: upper bounds, (...)
+    :param scaled_action: actions in [-1, 1], (B, ...)
+    :return: actions in [low, high], (B, ...)
     """
     half_low = 0.5 * low
     half_action = half_low + 0.5 * (scaled_action + 1.0) * (0.5 * high - half_low)
@@ -28,10 +28,10 @@ def scale_action(low: np.ndarray, high: np.ndarray, action: np.ndarray) -> np.nd
     """
     The inverse of :func:`unscale_action`.
 
-    :param low: lower bounds, (*shape)
-    :param high: upper bounds, (*shape)
-    :param action: actions in [low, high], (B, *shape)
-    :return: actions in [-1, 1], (B, *shape)
+    :param low: lower bounds, (...)
+    :param high: upper bounds, (...)
+    :param action: actions in [low, high], (B, ...)
+    :return: actions in [-1, 1], (B, ...)
     """
     with np.errstate(over="ignore"):
         width = high - low
@@ -48,16 +48,16 @@ class ActionScaling:
 
     def scale_action(self, action: np.ndarray) -> np.ndarray:
         """
-        :param action: actions in the environment's bounds, (B, *shape)
-        :return: actions in [-1, 1], (B, *shape)
+        :param action: actions in the environment's bounds, (B, ...)
+        :return: actions in [-1, 1], (B, ...)
         """
         assert isinstance(self.action_space, spaces.Box)
         return scale_action(self.action_space.low, self.action_space.high, action)
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
         """
-        :param scaled_action: actions in [-1, 1], (B, *shape)
-        :return: actions in the environment's bounds, (B, *shape)
+        :param scaled_action: actions in [-1, 1], (B, ...)
+        :return: actions in the environment's bounds, (B, ...)
         """
         assert isinstance(self.action_space, spaces.Box)
         return unscale_action(self.action_space.low, self.action_space.high, scaled_action)
