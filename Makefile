@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := sb3_diffusion sb3_diffusion_zoo_hook.py tests examples benchmarks
 
-.PHONY: install demo test pytest format lint type doc bench build clean
+.PHONY: install demo test pytest peer format lint type doc bench build clean
 
 # The environment is made once, and again when what it is made from changes
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -23,6 +23,10 @@ test: install
 
 pytest: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term-missing
+
+# The suites of SB3 and sb3-contrib, with our classes in the place of theirs
+peer: install
+	bash tests/sb3_suite/run
 
 format: install
 	$(BIN)/ruff check --select I --fix $(SOURCES)

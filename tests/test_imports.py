@@ -9,7 +9,7 @@ PACKAGE = Path(sb3_diffusion.__file__).parent
 
 # Each module may import from the layers before its own
 LAYERS = [
-    {"common.archive", "common.checks", "common.envs.rendering"},
+    {"common.action_scaling", "common.archive", "common.checks", "common.envs.rendering"},
     {"common.envs.multi_goal", "common.envs.turning"},
     {"common.noise_schedule", "common.score_network"},
     {"common.chain", "common.temperature", "common.wrappers"},
@@ -19,7 +19,7 @@ LAYERS = [
     {"common.off_policy"},
     {"diffppo.policies", "diffsac.policies", "diffwpo.policies"},
     {"diffppo.diffppo", "diffsac.diffsac", "diffwpo.diffwpo"},
-    {"loading"},
+    {"deployment", "loading"},
     {"analysis.bound", "analysis.evaluation"},
     {"analysis.modes", "analysis.sweep"},
     {"analysis.divergence", "analysis.mixture", "analysis.plots"},

@@ -21,6 +21,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
+from sb3_diffusion.common.action_scaling import ActionScaling
 from sb3_diffusion.common.chain import (
     Chain,
     ControlFn,
@@ -47,6 +48,9 @@ from sb3_diffusion.common.wrappers import AugmentedSpace
 # this width
 MAX_DEFAULT_DENOISER_WIDTH = 64
 
+# Greater observations count as this: the networks work in single precision, which their activations must not exceed
+OBSERVATION_MAX = 1e15
+
 
 def get_denoiser_arch(net_arch: list[int] | dict[str, list[int]], critic: str) -> list[int]:
     """
@@ -64,7 +68,22 @@ def get_denoiser_arch(net_arch: list[int] | dict[str, list[int]], critic: str) -
     return net_arch.get("denoiser", default)
 
 
-class ChainPolicy:
+def limit_observation(obs: PyTorchObs) -> PyTorchObs:
+    """
+    :param obs: observations
+    :return: the same between minus and plus ``OBSERVATION_MAX``; those that are infinite become NaN, to be found
+    """
+
+    def limit(values: th.Tensor) -> th.Tensor:
+        if not values.is_floating_point():
+            return values
+        # Zero times infinity is NaN
+        return th.add(values.clamp(-OBSERVATION_MAX, OBSERVATION_MAX), values, alpha=0)
+
+    return {key: limit(value) for key, value in obs.items()} if isinstance(obs, dict) else limit(obs)
+
+
+class ChainPolicy(ActionScaling):
     """What all diffusion policies share: sampling chains with their score network on their noise schedule."""
 
     action_dim: int
@@ -244,7 +263,8 @@ class DiffusionActor(ChainPolicy, BasePolicy):
         :return: what every denoising step needs to know of them, (B, W)
         :raises ValueError: if that has NaN or infinite entries
         """
-        context = self.score_network.encode(self.extract_features(obs, self.features_extractor))
+        features = self.extract_features(limit_observation(obs), self.features_extractor)
+        context = self.score_network.encode(features)
         check_finite_tensor("encoded observation", context)
         return context
 
@@ -341,7 +361,7 @@ class DiffusionValue(BaseModel):
         return self.network(context, x, step).squeeze(-1)
 
 
-class DiffusionSACPolicy(SACPolicy):
+class DiffusionSACPolicy(ActionScaling, SACPolicy):
     """
     Diffusion actor with SAC's critics. Works in stock ``stable_baselines3.SAC``, which back-propagates through the chain,
     and in
@@ -527,23 +547,33 @@ class DiffusionSACPolicy(SACPolicy):
         """
         :param obs: observations
         :param deterministic: draw the candidates from a fixed seed, the first of them being the chain of means
-        :return: for each observation the one of ``n_action_candidates`` actions that the critics value most, (B, d)
+        :return: output of :meth:`best_candidate`
         """
         n, actor = self.n_action_candidates, self.actor
-        repeat = lambda tensor: tensor.repeat_interleave(n, dim=0)  # noqa: E731
-        obs = {key: repeat(value) for key, value in obs.items()} if isinstance(obs, dict) else repeat(obs)
         batch_size = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
-        noise = draw_noise(actor.inference_schedule, batch_size, actor.action_dim)
+        noise = draw_noise(actor.inference_schedule, n * batch_size, actor.action_dim)
         if deterministic:
             # The same for every observation, so that an action does not depend on what else is in the batch
             generator = th.Generator(device=noise.device).manual_seed(0)
             candidates = noise[:, :n].clone().normal_(generator=generator)
             candidates[:, 0] = 0.0
-            noise = candidates.repeat(1, batch_size // n, 1)
-        actions = actor(obs, noise=noise)
+            noise = candidates.repeat(1, batch_size, 1)
+        return self.best_candidate(obs, noise)
+
+    def best_candidate(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        """
+        :param obs: observations, B of them
+        :param noise: standard normal noises of ``n_action_candidates`` chains at each observation, one after the other,
+            (inference_steps+1, B n, d)
+        :return: for each observation the one of their actions that the critics value most, (B, d)
+        """
+        n = self.n_action_candidates
+        repeat = lambda tensor: tensor.unsqueeze(1).expand(-1, n, *tensor.shape[1:]).flatten(0, 1)  # noqa: E731
+        obs = {key: repeat(value) for key, value in obs.items()} if isinstance(obs, dict) else repeat(obs)
+        actions = self.actor(obs, noise=noise)
         value = th.cat(self.critic(obs, actions), dim=1).min(dim=1).values.reshape(-1, n)  # (B, n)
-        best = value.argmax(dim=1) + n * th.arange(len(value), device=value.device)
-        return actions[best]
+        best = value.argmax(dim=1).reshape(-1, 1, 1).expand(-1, 1, actions.shape[1])
+        return actions.reshape(-1, n, actions.shape[1]).gather(1, best).squeeze(1)
 
     def set_training_mode(self, mode: bool) -> None:
         trained = [net for net in (self.actor, self.critic, self.diffusion_value) if net is not None]
@@ -789,7 +819,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         return data
 
     def _preprocess(self, obs: PyTorchObs) -> PyTorchObs:
-        return preprocess_obs(obs, self.features_space, normalize_images=self.normalize_images)
+        return preprocess_obs(limit_observation(obs), self.features_space, normalize_images=self.normalize_images)
 
     def _encode_features(self, pi_features: th.Tensor) -> th.Tensor:
         context = self.score_network.encode(self.mlp_extractor.forward_actor(pi_features))

@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from sb3_diffusion.common.action_scaling import unscale_action
 from sb3_diffusion.common.checks import check_action_space, check_finite_array, check_integer, check_positive
 
 OBSERVATION_KEY, LATENT_KEY, STEP_KEY = "observation", "latent_action", "denoising_step"
@@ -140,8 +141,8 @@ class AugmentedMDP:
         :param latent: ``x_0``, (..., *shape)
         :return: the squashed action within the environment's bounds, (..., *shape)
         """
-        low, high = self.env_action_space.low, self.env_action_space.high
-        return (low + 0.5 * (np.tanh(latent) + 1.0) * (high - low)).astype(self.env_action_space.dtype)
+        space = self.env_action_space
+        return unscale_action(space.low, space.high, np.tanh(latent)).astype(space.dtype)
 
 
 class AugmentedSpace(NamedTuple):

@@ -1,6 +1,6 @@
 """
 Pytest plug-in: put DiffSAC in SAC's place and DiffPPO in PPO's before SB3's tests are collected, and name what they cannot
-pass. With ``SB3_SUITE=DiffWPO`` in the environment DiffWPO is in SAC's place, and the tests of PPO are left out.
+pass. With ``PEER_SUITE=DiffWPO`` in the environment DiffWPO is in SAC's place, and the tests of PPO are left out.
 """
 
 import inspect
@@ -12,7 +12,7 @@ import stable_baselines3
 
 from sb3_diffusion import DiffPPO, DiffSAC, DiffusionActorCriticPolicy, DiffWPO
 
-WPO = os.environ.get("SB3_SUITE") == "DiffWPO"
+WPO = os.environ.get("PEER_SUITE") == "DiffWPO"
 stable_baselines3.SAC = DiffWPO if WPO else DiffSAC
 stable_baselines3.PPO = DiffPPO
 # What the tests derive policies of their own from
