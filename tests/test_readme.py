@@ -222,4 +222,5 @@ def test_logger_keys_are_explained():
 def test_public_names_are_in_the_api_reference():
     page = text_of("docs/api.rst")
     for name in set(sb3_diffusion.__all__) - {"__version__", "envs"}:
-        assert re.search(rf"auto(?:class|function|exception):: [\w.]*\.{name}$|members:[^:]*\b{name}\b", page, flags=re.MULTILINE), name
+        entry = rf"auto(?:class|function|exception):: [\w.]*\.{name}$|members:[^:]*\b{name}\b"
+        assert re.search(entry, page, flags=re.MULTILINE), name
