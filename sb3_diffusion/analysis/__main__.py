@@ -61,7 +61,7 @@ def run_mixture(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
-    rows = [fit_mixture(steps, args.steps, args.seed) for steps in args.diffusion_steps]
+    rows = [fit_mixture(steps, args.steps, args.seed, **args.settings) for steps in args.diffusion_steps]
     print(markdown(rows))
 
 
@@ -113,6 +113,7 @@ def main() -> None:
     mixture.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 10])
     mixture.add_argument("--steps", type=int, default=MIXTURE_STEPS)
     mixture.add_argument("--seed", type=int, default=0)
+    mixture.add_argument("--settings", type=json.loads, default={}, help="keyword arguments of DiffSAC, as JSON")
 
     kl = commands.add_parser("divergence", help="DiffSAC with the reverse and with the forward KL")
     kl.set_defaults(run=run_divergence)
