@@ -2,6 +2,7 @@ from pathlib import Path
 
 import sb3_diffusion_zoo_hook
 from sb3_diffusion.common import envs
+from sb3_diffusion.common.checkpoints import CheckpointCallback, resume_latest
 from sb3_diffusion.common.policies import DiffusionActorCriticPolicy, DiffusionSACPolicy
 from sb3_diffusion.common.wrappers import DiffusionMDPWrapper, VecDiffusionMDPWrapper
 from sb3_diffusion.diffppo import DiffPPO
@@ -14,6 +15,7 @@ __version__ = Path(__file__).with_name("version.txt").read_text(encoding="utf-8"
 sb3_diffusion_zoo_hook.install()
 
 __all__ = [
+    "CheckpointCallback",
     "DiffPPO",
     "DiffSAC",
     "DiffWPO",
@@ -23,4 +25,5 @@ __all__ = [
     "VecDiffusionMDPWrapper",
     "__version__",
     "envs",
+    "resume_latest",
 ]
