@@ -26,7 +26,13 @@ from sb3_diffusion.common.checkpoints import find_checkpoints, find_damage, get_
 NETWORKS = dict(policy_kwargs=dict(net_arch=[8]), seed=0, device="cpu")
 OFF_POLICY = dict(NETWORKS, learning_starts=10, buffer_size=200, batch_size=8)
 ON_POLICY = dict(NETWORKS, n_steps=16, batch_size=8, n_epochs=2)
-ALGORITHMS = {DiffSAC: OFF_POLICY, DiffWPO: OFF_POLICY, DiffPPO: dict(ON_POLICY, ent_coef="exp_0.1_0.01"), SAC: OFF_POLICY, PPO: ON_POLICY}
+ALGORITHMS = {
+    DiffSAC: OFF_POLICY,
+    DiffWPO: OFF_POLICY,
+    DiffPPO: dict(ON_POLICY, ent_coef="exp_0.1_0.01"),
+    SAC: OFF_POLICY,
+    PPO: ON_POLICY,
+}
 
 
 class FixedEnv(gym.Env):
@@ -193,7 +199,9 @@ def spoil(path, damage):
         (path / "checkpoint.json").write_text(damage)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "no description", "", "[]", "{}", '{"files": {"model.zip": 1}}'])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", "missing", "no description", "", "[]", "{}", '{"files": {"model.zip": 1}}']
+)
 def test_damaged_checkpoints_are_left_out(damage, tmp_path):
     make_model().learn(40, callback=CheckpointCallback(20, tmp_path))
     spoil(tmp_path / "rl_model_40_steps", damage)
@@ -205,7 +213,7 @@ def test_damaged_checkpoints_are_left_out(damage, tmp_path):
     assert resume_latest(tmp_path, FixedEnv()).num_timesteps == 40
     for name in names(tmp_path):
         spoil(tmp_path / name, damage)
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="None of the checkpoints in .* is complete: rl_model_20"):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="is complete: rl_model_20_steps, rl_model_40_steps"):
         resume_latest(tmp_path, FixedEnv())
 
 
@@ -252,7 +260,9 @@ def test_normalised_environments(tmp_path):
     def make_env():
         return make_vec_env(FixedEnv, 1)
 
-    make_model(DiffPPO, env=VecFrameStack(VecNormalize(make_env(), clip_obs=5.0), 2)).learn(16, callback=CheckpointCallback(16, tmp_path / "a"))
+    make_model(DiffPPO, env=VecFrameStack(VecNormalize(make_env(), clip_obs=5.0), 2)).learn(
+        16, callback=CheckpointCallback(16, tmp_path / "a")
+    )
     model = resume_latest(tmp_path / "a", VecFrameStack(VecNormalize(make_env()), 2))
     normalized = model.get_vec_normalize_env()
     assert normalized.clip_obs == 5.0 and normalized.obs_rms.count > 16 and normalized.venv is not None
@@ -269,7 +279,11 @@ def test_normalised_environments(tmp_path):
         resume_latest(tmp_path / "c", VecNormalize(make_env()))
 
 
-@pytest.mark.parametrize("kwargs", [dict(n_steps=3), dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False))])
+COMPACT = dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False))
+
+
+@pytest.mark.filterwarnings("ignore:`n_steps=3` is ignored")
+@pytest.mark.parametrize("kwargs", [dict(n_steps=3), COMPACT])
 def test_the_last_episode_ends_where_it_was_saved(kwargs, tmp_path):
     model = make_model(**kwargs)
     model.learn(15, callback=CheckpointCallback(15, tmp_path))
@@ -318,35 +332,36 @@ class Own(DiffSAC):
 ALGORITHMS[Own] = OFF_POLICY
 
 
-@pytest.mark.parametrize("moment", ["write_file", "describe_file", "sync_folder", "remove"])
-def test_killed_while_saving(moment, tmp_path):
-    """Each call of a function that writes is the last one of a process."""
-    script = f"""
-import os
+KILL = """
+import os, sys
 from sb3_diffusion.common import checkpoints
 from tests.test_checkpoints import *
-counter, wrapped = [0], checkpoints.{moment}
-def killed(*args):
-    counter[0] += 1
-    if counter[0] == int(os.environ["LAST"]):
-        os.kill(os.getpid(), 9)
-    return wrapped(*args)
 model = make_model().learn(10)
-checkpoints.save_checkpoint(model, "{tmp_path}/rl_model_10_steps")
-for last in range(1, 5):
-    if os.fork() == 0:
-        os.environ["LAST"] = str(last)
-        checkpoints.{moment} = killed
-        folder = "{tmp_path}/" + str(last)
-        checkpoints.save_checkpoint(model, folder + "/rl_model_10_steps")
-        checkpoints.save_checkpoint(model, folder + "/rl_model_20_steps")
-        checkpoints.save_checkpoint(model, folder + "/rl_model_20_steps")
-        os._exit(0)
-    os.wait()
+for moment in ("write_file", "describe_file", "sync_folder", "remove"):
+    for last in range(1, 10):
+        if os.fork() == 0:
+            calls, whole = [], getattr(checkpoints, moment)
+            def killed(*args):
+                calls.append(args)
+                if len(calls) == last:
+                    os.kill(os.getpid(), 9)
+                return whole(*args)
+            setattr(checkpoints, moment, killed)
+            # The third in the place of the second
+            for n_steps in (10, 20, 20):
+                checkpoints.save_checkpoint(model, f"{sys.argv[1]}/{moment}{last}/rl_model_{n_steps}_steps")
+            os._exit(0)
+        os.wait()
 """
-    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    found = [path for folder in tmp_path.iterdir() for path in find_checkpoints(folder)]
-    assert found and all(find_damage(path) is None for path in found)
+
+
+def test_killed_while_saving(tmp_path):
+    """Each call of a function that writes is the last one of a process."""
+    subprocess.run([sys.executable, "-c", KILL, str(tmp_path)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    folders = list(tmp_path.iterdir())
+    found = [path for folder in folders for path in find_checkpoints(folder)]
+    assert len(folders) == 4 * 9 and len(found) > 4 * 9
+    assert all(find_damage(path) is None for path in found)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -432,34 +447,41 @@ def test_signals_are_left_alone(tmp_path):
 SCRIPT = """
 import sys
 from tests.test_checkpoints import *
-model = make_model(env=make_vec_env(FixedEnv, 2, vec_env_cls=SubprocVecEnv if sys.argv[2] == "subproc" else DummyVecEnv))
+env = make_vec_env(FixedEnv, 2, vec_env_cls=SubprocVecEnv if sys.argv[2] == "subproc" else DummyVecEnv)
 try:
-    model.learn(10_000_000, callback=[CheckpointCallback(1_000_000, sys.argv[1]), Recorder(50, lambda: print("ready", flush=True))])
+    callback = [CheckpointCallback(1_000_000, sys.argv[1]), Recorder(50, lambda: print("ready", flush=True))]
+    make_model(env=env, train_freq=100).learn(10_000_000, callback=callback)
 finally:
+    env.close()
     print("cleaned up", flush=True)
 print("never printed")
 """
 
 
-@pytest.mark.parametrize("kind", ["dummy", "subproc"])
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("kind, signum", [("dummy", signal.SIGTERM), ("subproc", signal.SIGINT)])
 def test_a_process_that_is_told_to_stop(kind, signum, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), kind], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", SCRIPT, str(tmp_path), kind],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.1)
-    # As a terminal and a batch system do: all processes of the group at once
-    os.killpg(process.pid, signum)
-    output, errors = process.communicate(timeout=60)
-    assert output == "cleaned up\n"
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        # As a terminal does: all processes of the group at once
+        os.killpg(process.pid, signum)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert output == "cleaned up\n", errors
     assert process.returncode == (143 if signum == signal.SIGTERM else -signal.SIGINT), errors
     assert "Training ends with a checkpoint" in errors
     (path,) = find_checkpoints(tmp_path)
     assert find_damage(path) is None
-    model = resume_latest(tmp_path, make_vec_env(FixedEnv, 2))
-    assert model.replay_buffer.size() * 2 == model.num_timesteps >= 50
+    assert resume_latest(tmp_path, make_vec_env(FixedEnv, 2)).num_timesteps >= 50
 
 
 def test_save_anew_in_the_place_of_another(tmp_path):

@@ -12,7 +12,7 @@ LAYERS = [
     {"common.checks", "common.envs.rendering"},
     {"common.envs.multi_goal", "common.envs.turning"},
     {"common.noise_schedule", "common.score_network"},
-    {"common.chain", "common.checkpoints", "common.temperature", "common.wrappers"},
+    {"common.chain", "common.checkpoints", "common.env_checks", "common.temperature", "common.wrappers"},
     {"common.buffers", "common.losses", "common.policies"},
     {"common.off_policy"},
     {"diffppo.policies", "diffsac.policies", "diffwpo.policies"},

@@ -256,8 +256,8 @@ def find_checkpoints(folder: str | Path, name_prefix: str | None = None) -> list
     :return: checkpoints, complete or not, in the order of their steps
     """
     prefix = ".+" if name_prefix is None else re.escape(name_prefix)
-    found = [path for path in Path(folder).glob("*_steps") if re.fullmatch(rf"{prefix}_\d+_steps", path.name) and path.is_dir()]
-    return sorted(found, key=get_steps)
+    paths = [path for path in Path(folder).glob("*_steps") if re.fullmatch(rf"{prefix}_\d+_steps", path.name)]
+    return sorted(filter(Path.is_dir, paths), key=get_steps)
 
 
 def get_steps(path: Path) -> int:
@@ -422,7 +422,7 @@ def normalize_as_before(path: Path, env: GymEnv, normalized: bool) -> GymEnv:
         if outer is not None:
             vars(outer).update(vars(VecNormalize.load(str(path / VEC_NORMALIZE), outer.venv)))
             return env
-        venv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env)])  # type: ignore[list-item, return-value]
+        venv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env)])
         return VecNormalize.load(str(path / VEC_NORMALIZE), venv)
     if normalized and outer is None:
         raise ValueError(
@@ -466,7 +466,7 @@ def get_random_state(model: BaseAlgorithm) -> dict[str, Any]:
     :return: states of all random number generators that SB3 seeds, in JSON's types
     """
     numpy_state = np.random.get_state(legacy=False)
-    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()  # type: ignore[index, call-overload]
+    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
     return {
         "python": random.getstate(),
         "numpy": numpy_state,
