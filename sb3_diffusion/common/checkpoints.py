@@ -143,8 +143,8 @@ class CheckpointCallback(BaseCallback):
         except OSError as error:
             warnings.warn(
                 f"No checkpoint could be written at step {self.model.num_timesteps}: {error}. The earlier ones in "
-                f"{self.save_path} are as they were, and training goes on; the next one is tried in {self.save_freq} calls. "
-                "Make room on the disk (keep= holds fewer checkpoints), or stop the training if none can be had"
+                f"{self.save_path} are as they were; the next one is tried in {self.save_freq} calls, if training goes on. "
+                "Make room on the disk; with keep= the callback holds fewer checkpoints"
             )
 
     def _save(self) -> None:

@@ -192,7 +192,10 @@ def report_dead_workers(env: VecEnv, callback: BaseCallback) -> Iterator[None]:
         base = env.unwrapped
         if not isinstance(base, SubprocVecEnv):
             raise
-        multiprocessing.connection.wait([process.sentinel for process in base.processes], timeout=1.0)
+        ended = multiprocessing.connection.wait([process.sentinel for process in base.processes], timeout=1.0)
+        for process in base.processes:
+            if process.sentinel in ended:
+                process.join(timeout=1.0)
         dead = {index: process.exitcode for index, process in enumerate(base.processes) if process.exitcode is not None}
         if not dead:
             raise
