@@ -116,12 +116,11 @@ def kill(folder: Path, steps: int, save_freq: int, aimed: bool, rng: random.Rand
     """
     checkpoints = folder / "checkpoints"
     process, state = start(folder, steps, save_freq)
-    begun = state["num_timesteps"]
-    last = begun + rng.randint(1, 2 * save_freq)
+    enough = state["num_timesteps"] + rng.randint(1, 2 * save_freq)
     while True:
         trained = read_progress(folder)
         saving = any(checkpoints.glob(f"*{TEMPORARY}"))
-        if trained > begun and (saving if aimed else trained >= last):
+        if trained >= enough and (saving or not aimed):
             break
         if process.poll() is not None:
             raise RuntimeError(f"The run has ended with {process.returncode}")
@@ -163,7 +162,7 @@ def main() -> None:
     """Kill and resume, let the run end, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=6_000, help="steps of the whole run")
+    parser.add_argument("--steps", type=int, default=5_000, help="steps of the whole run")
     parser.add_argument("--save-freq", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)

@@ -330,6 +330,8 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     def denied(*args, **kwargs):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
+    with pytest.raises(OSError, match="Not a directory"):
+        make_model().learn(20, callback=CheckpointCallback(16, "/dev/null/checkpoints"))
     callback = CheckpointCallback(16, tmp_path / "checkpoints")
     with pytest.warns(UserWarning, match="No checkpoint could be written at step 16: .*Permission denied"):
         make_model().learn(

@@ -66,6 +66,7 @@ class CheckpointCallback(BaseCallback):
         elsewhere signals are left alone.
     :raises ValueError: for an argument that is out of range; at the start of training, if the folder has checkpoints of this
         prefix beyond the model's step, which are of another run, or if the callback is the child of an event callback
+    :raises OSError: at the start of training, if the folder cannot be made
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class CheckpointCallback(BaseCallback):
                 f"CheckpointCallback within {type(self.parent).__name__}: it would not hear of the ends of rollouts. Give it "
                 "to learn() itself, or in a list of callbacks"
             )
+        self.save_path.mkdir(parents=True, exist_ok=True)
         for path in find_checkpoints(self.save_path, self.name_prefix):
             if get_steps(path) > self.model.num_timesteps and find_damage(path) is None:
                 raise ValueError(
