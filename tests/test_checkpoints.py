@@ -146,8 +146,8 @@ def test_environments_with_randomness_of_their_own(tmp_path):
     model.learn(40, callback=CheckpointCallback(20, tmp_path))
     following = model.env.reset()
     first = make_model(env=make_vec_env("Pendulum-v1", 2)).env.reset()
-    for vec_env_cls in (DummyVecEnv, SubprocVecEnv):
-        env = make_vec_env("Pendulum-v1", 2, vec_env_cls=vec_env_cls)
+    for kwargs in (dict(), dict(vec_env_cls=SubprocVecEnv, vec_env_kwargs=dict(start_method="fork"))):
+        env = make_vec_env("Pendulum-v1", 2, **kwargs)
         resumed = resume_latest(tmp_path, env)
         assert np.array_equal(resumed.env.reset(), following) and not np.array_equal(following, first)
         env.close()
@@ -338,7 +338,7 @@ from sb3_diffusion.common import checkpoints
 from tests.test_checkpoints import *
 model = make_model().learn(10)
 for moment in ("write_file", "describe_file", "sync_folder", "remove"):
-    for last in range(1, 13):
+    for last in range(1, 9):
         if os.fork() == 0:
             calls, whole = [], getattr(checkpoints, moment)
             def killed(*args):
@@ -347,9 +347,9 @@ for moment in ("write_file", "describe_file", "sync_folder", "remove"):
                     os.kill(os.getpid(), 9)
                 return whole(*args)
             setattr(checkpoints, moment, killed)
-            # The third in the place of the second
-            for n_steps in (10, 20, 20):
-                checkpoints.save_checkpoint(model, f"{sys.argv[1]}/{moment}{last}/rl_model_{n_steps}_steps")
+            # The second in the place of the first
+            for _ in range(2):
+                checkpoints.save_checkpoint(model, f"{sys.argv[1]}/{moment}{last}/rl_model_10_steps")
             os._exit(0)
         _, status = os.wait()
         print("killed" if os.WIFSIGNALED(status) else "not reached")
@@ -360,10 +360,10 @@ def test_killed_while_saving(tmp_path):
     """Each call of a function that writes is the last one of a process."""
     command, env = [sys.executable, "-c", KILL, str(tmp_path)], {**os.environ, "OMP_NUM_THREADS": "1"}
     output = subprocess.run(command, check=True, env=env, capture_output=True, text=True).stdout.split("\n")
-    # Three saves of four files, three checksums and two folders, and one removal
-    assert output.count("killed") == 3 * (4 + 3 + 2) + 1
+    # Two saves of four files, three checksums and two folders, and one removal
+    assert output.count("killed") == 2 * (4 + 3 + 2) + 1
     found = [path for folder in tmp_path.iterdir() for path in find_checkpoints(folder)]
-    assert len(found) > 28
+    assert len(found) > 19
     assert all(find_damage(path) is None for path in found)
 
 
