@@ -3,6 +3,7 @@ from pathlib import Path
 import sb3_diffusion_zoo_hook
 from sb3_diffusion.common import envs
 from sb3_diffusion.common.archive import UnsafeModelError
+from sb3_diffusion.common.checkpoints import CheckpointCallback, resume_latest
 from sb3_diffusion.common.policies import DiffusionActorCriticPolicy, DiffusionSACPolicy
 from sb3_diffusion.common.wrappers import DiffusionMDPWrapper, VecDiffusionMDPWrapper
 from sb3_diffusion.diffppo import DiffPPO
@@ -16,6 +17,7 @@ __version__ = Path(__file__).with_name("version.txt").read_text(encoding="utf-8"
 sb3_diffusion_zoo_hook.install()
 
 __all__ = [
+    "CheckpointCallback",
     "DiffPPO",
     "DiffSAC",
     "DiffWPO",
@@ -27,4 +29,5 @@ __all__ = [
     "__version__",
     "envs",
     "load_safe",
+    "resume_latest",
 ]

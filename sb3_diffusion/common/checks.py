@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecNormalize
 
 
 def check_integer(name: str, value: Any, what: str = "") -> None:
@@ -110,30 +109,6 @@ def check_finite_array(name: str, value: npt.ArrayLike | Mapping[str, npt.ArrayL
                 f"{where} has NaN or infinite entries: {array}. Training stops here; the last checkpoint is still good. "
                 "Look at the environment (stable_baselines3.common.vec_env.VecCheckNan finds the step)."
             )
-
-
-def check_transition(
-    reward: np.ndarray,
-    new_obs: np.ndarray | Mapping[str, np.ndarray],
-    infos: list[dict[str, Any]],
-    vec_normalize: VecNormalize | None = None,
-) -> None:
-    """
-    :param reward: rewards of one step of the environments
-    :param new_obs: observations after it
-    :param infos: what else the environments say
-    :param vec_normalize: normalisation that they have passed through, if any
-    :raises ValueError: if a reward or an observation is NaN or infinite
-    """
-    check_finite_array("reward", reward)
-    check_finite_array("observation", new_obs)
-    if vec_normalize is not None:
-        # Normalisation clips infinite values, but it has counted them
-        check_finite_array("reward", vec_normalize.get_original_reward())
-        check_finite_array("observation", vec_normalize.get_original_obs())
-    for info in infos:
-        if "terminal_observation" in info:
-            check_finite_array("terminal observation", info["terminal_observation"])
 
 
 def optimize(

@@ -13,9 +13,11 @@ from stable_baselines3.common.type_aliases import (
     MaybeCallback,
     PyTorchObs,
     ReplayBufferSamples,
+    RolloutReturn,
     Schedule,
 )
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.sac import SAC
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -23,14 +25,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from sb3_diffusion.common.chain import Chain, Visits, take_steps
 from sb3_diffusion.common.checks import (
     check_choice,
-    check_finite_array,
     check_integer,
     check_no_sde,
     check_positive,
-    check_transition,
     merge_policy_kwargs,
     optimize,
 )
+from sb3_diffusion.common.env_checks import check_observations, check_transition, report_dead_workers, watch_environments
 from sb3_diffusion.common.losses import ValueFn, lean_adjoint, returns_along_chain, value_and_gradient
 from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
 from sb3_diffusion.common.safe_load import SafeAlgorithm
@@ -359,10 +360,15 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, SAC):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        watch_environments(self.env)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self._last_obs is not None
-        check_finite_array("first observation", self._last_obs)
+        check_observations("first observation", self._last_obs, self.observation_space, self.n_envs, self._vec_normalize_env)
         return result
+
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
+        with report_dead_workers(env, callback):
+            return super().collect_rollouts(env, callback, *args, **kwargs)
 
     def _store_transition(
         self,
@@ -373,7 +379,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, SAC):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        check_transition(reward, new_obs, infos, self._vec_normalize_env)
+        check_transition(reward, new_obs, infos, self.observation_space, self._vec_normalize_env)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

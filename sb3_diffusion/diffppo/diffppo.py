@@ -14,14 +14,13 @@ from stable_baselines3.ppo.ppo import PPO
 from sb3_diffusion.common.buffers import ChainRolloutBuffer, ChainRolloutBufferSamples, DictChainRolloutBuffer
 from sb3_diffusion.common.chain import kernel_log_prob, take_steps, terminal_log_prob
 from sb3_diffusion.common.checks import (
-    check_finite_array,
     check_integer,
     check_no_sde,
     check_positive,
-    check_transition,
     merge_policy_kwargs,
     optimize,
 )
+from sb3_diffusion.common.env_checks import check_observations, check_transition, report_dead_workers, watch_environments
 from sb3_diffusion.common.losses import clip_range_by_step, clipped_surrogate_loss, clipped_value_loss, draw_steps
 from sb3_diffusion.common.safe_load import SafeAlgorithm
 from sb3_diffusion.common.temperature import TemperatureSchedule
@@ -255,6 +254,20 @@ class DiffPPO(SafeAlgorithm, PPO):
     def _maybe_recommend_cpu(self, mlp_class_name: str = MlpPolicy.__name__) -> None:
         super()._maybe_recommend_cpu(mlp_class_name)
 
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        watch_environments(self.env)
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        assert self._last_obs is not None
+        check_observations("first observation", self._last_obs, self.observation_space, self.n_envs, self._vec_normalize_env)
+        return result
+
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -272,11 +285,11 @@ class DiffPPO(SafeAlgorithm, PPO):
         :param n_rollout_steps: Number of steps to take in each environment
         :return: True if function returned with at least `n_rollout_steps`
             collected, False if callback terminated rollout prematurely.
-        :raises ValueError: if an observation or a reward is NaN or infinite
+        :raises ValueError: if an observation or a reward is NaN or infinite, or does not fit its space
+        :raises RuntimeError: if a worker of a ``SubprocVecEnv`` has died
         """
         assert self._last_obs is not None, "No previous observation was provided"
         assert isinstance(rollout_buffer, ChainRolloutBuffer)
-        check_finite_array("observation", self._last_obs)
         # Switch to eval mode (this affects batch norm / dropout)
         self.policy.set_training_mode(False)
         # One temperature for the rewards of a rollout and for its updates
@@ -290,8 +303,9 @@ class DiffPPO(SafeAlgorithm, PPO):
                 x, *values = self._sample_path(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
                 own_values += values
             actions = th.tanh(x[0]).cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
-            new_obs, rewards, dones, infos = env.step(self.policy.unscale_action(actions))
-            check_transition(rewards, new_obs, infos, self._vec_normalize_env)  # type: ignore[arg-type]
+            with report_dead_workers(env, callback):
+                new_obs, rewards, dones, infos = env.step(self.policy.unscale_action(actions))
+            check_transition(rewards, new_obs, infos, self.observation_space, self._vec_normalize_env)  # type: ignore[arg-type]
             self.num_timesteps += env.num_envs
 
             # Give access to local variables

@@ -1,0 +1,211 @@
+"""Checks of what environments return: training stops with a clear error before anything wrong is stored."""
+
+import multiprocessing.connection
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.context import ForkProcess
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+
+from sb3_diffusion.common.checks import check_finite_array
+
+
+def check_observation(
+    name: str, value: Any, space: spaces.Space, batch: tuple[int, ...] = (), check_dtype: bool = True
+) -> None:
+    """
+    NumPy fills an array of a space's shape and dtype with much that does not fit it: it repeats a single number and cuts
+    fractions off.
+
+    :param name: what the observation is, for the error
+    :param value: observation, or observations by key
+    :param space: its space
+    :param batch: what stands before the space's shape
+    :param check_dtype: whether it must be without loss in the space's dtype, but for the precision of real numbers
+    :raises ValueError: if it does not fit
+    """
+    if isinstance(space, spaces.Dict):
+        for key, subspace in space.spaces.items():
+            if not isinstance(value, Mapping) or key not in value:
+                raise ValueError(f"{name} has no {key!r}, which is in its space {space}: {value}")
+            check_observation(f"{name}[{key!r}]", value[key], subspace, batch, check_dtype)
+        return
+    array = np.asarray(value)
+    if array.shape != (*batch, *(space.shape or ())):
+        raise ValueError(f"{name} has the shape {array.shape}, but its space {space} says {space.shape}: {value}")
+    if check_dtype and array.dtype != space.dtype and not fits_dtype(array, np.dtype(space.dtype)):
+        raise ValueError(f"{name} is of {array.dtype}, which does not fit the {space.dtype} of its space {space}: {value}")
+
+
+def fits_dtype(array: np.ndarray, dtype: np.dtype) -> bool:
+    """
+    :param array: array of numbers
+    :param dtype: dtype
+    :return: whether nothing but the precision of real numbers is lost in that dtype
+    """
+    if array.dtype.kind not in "biuf" or dtype.kind == "f":
+        return array.dtype.kind in "biuf"
+    with np.errstate(invalid="ignore"):
+        return np.array_equal(array.astype(dtype), array)
+
+
+def check_transition(
+    reward: np.ndarray,
+    new_obs: np.ndarray | Mapping[str, np.ndarray],
+    infos: list[dict[str, Any]],
+    observation_space: spaces.Space,
+    vec_normalize: VecNormalize | None = None,
+) -> None:
+    """
+    :param reward: rewards of one step of the environments
+    :param new_obs: observations after it
+    :param infos: what else the environments say
+    :param observation_space: space of the observations
+    :param vec_normalize: normalisation that they have passed through, if any
+    :raises ValueError: if a reward is not a number, an observation does not fit its space, or either is NaN or infinite
+    """
+    check_reward(reward, (len(infos),))
+    if vec_normalize is not None:
+        check_finite_array("reward", vec_normalize.get_original_reward())
+    check_observations("observation", new_obs, observation_space, len(infos), vec_normalize)
+    check_dtype = vec_normalize is None
+    for info in infos:
+        if "terminal_observation" in info:
+            check_observation("terminal observation", info["terminal_observation"], observation_space, (), check_dtype)
+            check_finite_array("terminal observation", info["terminal_observation"])
+
+
+def check_observations(
+    name: str,
+    obs: np.ndarray | Mapping[str, np.ndarray],
+    observation_space: spaces.Space,
+    n_envs: int,
+    vec_normalize: VecNormalize | None = None,
+) -> None:
+    """
+    :param name: what the observations are, for the error
+    :param obs: observations of all environments
+    :param observation_space: their space
+    :param n_envs: number of environments
+    :param vec_normalize: normalisation that they have passed through, if any
+    :raises ValueError: if they do not fit their space, or an entry is NaN or infinite
+    """
+    check_observation(name, obs, observation_space, (n_envs,), check_dtype=vec_normalize is None)
+    check_finite_array(name, obs)
+    if vec_normalize is not None:
+        # Normalisation clips infinite values, but it has counted them
+        original = vec_normalize.get_original_obs()
+        check_observation(name, original, vec_normalize.venv.observation_space, (n_envs,))
+        check_finite_array(name, original)
+
+
+def check_reward(reward: np.ndarray, shape: tuple[int, ...]) -> None:
+    """
+    :param reward: rewards of one step of the environments
+    :param shape: shape they should have
+    :raises ValueError: if they are not finite numbers, one for each environment
+    """
+    if reward.shape != shape or reward.dtype.kind not in "biuf":
+        raise ValueError(f"reward must be one number for each environment, not {reward!r}. Look at the environment's step()")
+    check_finite_array("reward", reward)
+
+
+def watch_environments(env: VecEnv | None) -> None:
+    """
+    Have the spaces and observations of environments in this process checked at each step, before ``DummyVecEnv`` fits them
+    into its arrays; and the spaces of those in other processes now, of which SB3 has asked the first one only.
+
+    :param env: environments of a training that is about to begin
+    :raises ValueError: if a worker's spaces are not those of the first
+    """
+    base = None if env is None else env.unwrapped
+    if isinstance(base, DummyVecEnv):
+        # Beneath wrappers, and not as one, so that set_attr() still reaches the user's outermost
+        base._save_obs = partial(save_checked_observation, base, {})  # type: ignore[method-assign]
+    elif isinstance(base, SubprocVecEnv):
+        for index, spaces_ in enumerate(zip(base.get_attr("observation_space"), base.get_attr("action_space"), strict=True)):
+            check_spaces(index, spaces_, base)
+        if isinstance(base.processes[0], ForkProcess):
+            warnings.warn(
+                "SubprocVecEnv with start_method='fork': when a worker dies, the others hold its pipe open and training "
+                "hangs. The default start method reports it"
+            )
+
+
+def save_checked_observation(
+    base: DummyVecEnv, known: dict[int, tuple[spaces.Space, spaces.Space]], index: int, obs: Any
+) -> None:
+    """
+    In the place of ``DummyVecEnv``'s own method.
+
+    :param base: environments
+    :param known: spaces of each that have been found to be the right ones
+    :param index: index of the environment
+    :param obs: its observation
+    :raises ValueError: if it has changed its spaces, or its observation does not fit
+    """
+    env = base.envs[index]
+    now, before = (env.observation_space, env.action_space), known.get(index)
+    # A comparison takes longer than a step of some environments
+    if before is None or now[0] is not before[0] or now[1] is not before[1]:
+        check_spaces(index, now, base)
+        known[index] = now
+    check_observation("observation", obs, base.observation_space)
+    type(base)._save_obs(base, index, obs)
+
+
+def check_spaces(index: int, found: tuple[spaces.Space, spaces.Space], base: VecEnv) -> None:
+    """
+    :param index: index of an environment
+    :param found: its observation space and its action space
+    :param base: all environments
+    :raises ValueError: if these are not the ones that the training has begun with
+    """
+    right = base.observation_space, base.action_space
+    for name, space, expected in zip(("observation", "action"), found, right, strict=True):
+        if space != expected:
+            raise ValueError(
+                f"The {name} space of environment {index} is {space}, but training is for {expected}: an environment must "
+                "keep its spaces, and all must have the same. For other spaces, make another model"
+            )
+
+
+@contextmanager
+def report_dead_workers(env: VecEnv, callback: BaseCallback) -> Iterator[None]:
+    """
+    Say what has happened when a process of a ``SubprocVecEnv`` is gone, after the callbacks have been told that training
+    ends, so that a checkpoint of all that has been learned can be written.
+
+    :param env: environments of a rollout
+    :param callback: callback of the training
+    :raises RuntimeError: if a worker has died
+    """
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        base = env.unwrapped
+        if not isinstance(base, SubprocVecEnv):
+            raise
+        ended = multiprocessing.connection.wait([process.sentinel for process in base.processes], timeout=1.0)
+        for process in base.processes:
+            if process.sentinel in ended:
+                process.join(timeout=1.0)
+        dead = {index: process.exitcode for index, process in enumerate(base.processes) if process.exitcode is not None}
+        if not dead:
+            raise
+        # close() would wait for answers that do not come
+        for process in base.processes:
+            process.terminate()
+        base.closed = True
+        callback.on_training_end()
+        names = ", ".join(f"{index} (exit code {exitcode})" for index, exitcode in dead.items())
+        raise RuntimeError(
+            f"Worker {names} of SubprocVecEnv has died. Minus 9 is most often the system, out of memory; with 1 the worker "
+            "has printed an error of the environment. Go on from the last checkpoint with resume_latest() and a new env"
+        ) from error
