@@ -162,7 +162,7 @@ def main() -> None:
     """Kill and resume, let the run end, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=5_000, help="steps of the whole run")
+    parser.add_argument("--steps", type=int, default=8_000, help="steps of the whole run")
     parser.add_argument("--save-freq", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)

