@@ -35,6 +35,14 @@ ALGORITHMS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def heed_ctrl_c():
+    """Shells start what runs in the background with SIGINT ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class FixedEnv(gym.Env):
     """Episodes of ten steps that all begin alike, without randomness."""
 
@@ -472,7 +480,7 @@ def test_a_process_that_is_told_to_stop(kind, signum, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     try:
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline() == "ready\n", process.communicate(timeout=60)
         time.sleep(0.1)
         # As a terminal does: all processes of the group at once
         os.killpg(process.pid, signum)

@@ -11,8 +11,8 @@ PACKAGE = Path(sb3_diffusion.__file__).parent
 LAYERS = [
     {"common.action_scaling", "common.archive", "common.checks", "common.envs.rendering"},
     {"common.envs.multi_goal", "common.envs.turning"},
-    {"common.noise_schedule", "common.score_network"},
-    {"common.chain", "common.checkpoints", "common.env_checks", "common.temperature", "common.wrappers"},
+    {"common.env_checks", "common.noise_schedule", "common.score_network"},
+    {"common.chain", "common.checkpoints", "common.temperature", "common.wrappers"},
     {"common.buffers", "common.losses", "common.policies"},
     {"common.plain"},
     {"common.safe_load"},

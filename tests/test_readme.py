@@ -42,6 +42,7 @@ def commands(page):
     """
     result = []
     for line in "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
+        line = re.sub(r"^until (.*); do (.*); done$", r"\1", line)
         result += [shlex.split(line, comments=True), *map(shlex.split, re.findall(r"\$\((.*?)\)", line))]
     return [words for words in result if words]
 

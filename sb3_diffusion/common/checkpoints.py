@@ -29,6 +29,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_diffusion.common.checks import check_integer
+from sb3_diffusion.common.env_checks import stop_dead_workers
 
 MODEL, REPLAY_BUFFER, VEC_NORMALIZE = "model.zip", "replay_buffer.pkl", "vecnormalize.pkl"
 RANDOM_STATE, DESCRIPTION = "random_state.json", "checkpoint.json"
@@ -175,6 +176,9 @@ class CheckpointCallback(BaseCallback):
             self._save()
         finally:
             self._restore_handlers()
+        if signum == signal.SIGINT:
+            # A terminal sends Ctrl-C to the workers of a SubprocVecEnv, too
+            stop_dead_workers(self.training_env)
         # 128 + the signal is what a shell says of a process that a signal has ended
         raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
 

@@ -176,6 +176,29 @@ def check_spaces(index: int, found: tuple[spaces.Space, spaces.Space], base: Vec
             )
 
 
+def stop_dead_workers(env: VecEnv | None) -> dict[int, int | None]:
+    """
+    Close a ``SubprocVecEnv`` some of whose processes are gone, since its own ``close`` would wait for answers that do not
+    come, or fail.
+
+    :param env: environments, in this process or in others
+    :return: exit codes of the processes that are gone, by their index; empty, and nothing is closed, if none is
+    """
+    base = None if env is None else env.unwrapped
+    if not isinstance(base, SubprocVecEnv) or base.closed:
+        return {}
+    ended = multiprocessing.connection.wait([process.sentinel for process in base.processes], timeout=1.0)
+    for process in base.processes:
+        if process.sentinel in ended:
+            process.join(timeout=1.0)
+    dead = {index: process.exitcode for index, process in enumerate(base.processes) if process.exitcode is not None}
+    if dead:
+        for process in base.processes:
+            process.terminate()
+        base.closed = True
+    return dead
+
+
 @contextmanager
 def report_dead_workers(env: VecEnv, callback: BaseCallback) -> Iterator[None]:
     """
@@ -189,20 +212,9 @@ def report_dead_workers(env: VecEnv, callback: BaseCallback) -> Iterator[None]:
     try:
         yield
     except (EOFError, ConnectionError) as error:
-        base = env.unwrapped
-        if not isinstance(base, SubprocVecEnv):
-            raise
-        ended = multiprocessing.connection.wait([process.sentinel for process in base.processes], timeout=1.0)
-        for process in base.processes:
-            if process.sentinel in ended:
-                process.join(timeout=1.0)
-        dead = {index: process.exitcode for index, process in enumerate(base.processes) if process.exitcode is not None}
+        dead = stop_dead_workers(env)
         if not dead:
             raise
-        # close() would wait for answers that do not come
-        for process in base.processes:
-            process.terminate()
-        base.closed = True
         callback.on_training_end()
         names = ", ".join(f"{index} (exit code {exitcode})" for index, exitcode in dead.items())
         raise RuntimeError(
