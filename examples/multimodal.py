@@ -43,15 +43,15 @@ FORWARD: dict[str, Any] = dict(CHAIN, divergence="forward", n_action_samples=4)
 # Entropy that one narrow mode cannot have, so that the automatic temperature asks for both; the cold runs have a fixed one
 WARM: dict[str, Any] = dict(SMALL, target_entropy=-0.7)
 COLD: dict[str, Any] = dict(SMALL, ent_coef=0.02)
-# Rewards of some tens a step want temperatures of that order
-HOT: dict[str, Any] = dict(SMALL, learning_rate=1e-3, ent_coef="auto_30", target_entropy=0.5)
+# Rewards of some tens a step want temperatures of that order. So hot, back-propagation through the chain keeps all four goals
+HOT: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[64, 64]), learning_rate=1e-3, ent_coef="auto_30", target_entropy=0.5)
 RUNS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     "well, SAC": (WELL, "sac", 8000, WARM),
     "well, DiffSAC": (WELL, "diffsac", 8000, {**WARM, **FORWARD}),
     "well, SAC, cold": (WELL, "sac", 5000, COLD),
     "well, DiffSAC, cold": (WELL, "diffsac", 5000, {**COLD, **CHAIN}),
     "goals, SAC": (GOALS, "sac", 6000, HOT),
-    "goals, DiffSAC": (GOALS, "diffsac", 6000, {**HOT, **FORWARD}),
+    "goals, DiffSAC": (GOALS, "diffsac", 6000, {**HOT, **CHAIN, "actor_loss": "pathwise"}),
 }
 
 
