@@ -1,3 +1,5 @@
+import errno
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -90,3 +92,18 @@ def test_change_inference_after_load(tmp_path):
     model.actor.inference_steps = 2
     model.policy.n_action_candidates = 8
     assert model.predict(OBS)[0].shape == (1,)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    model = DiffSAC("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[8]), buffer_size=10)
+    model.save(tmp_path / "model")
+    before = (tmp_path / "model.zip").read_bytes()
+
+    def full(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        model.save(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+    assert (tmp_path / "model.zip").read_bytes() == before

@@ -295,18 +295,26 @@ class SafeAlgorithm(BaseAlgorithm):
         :param exclude: name of parameters that should be excluded in addition to the default ones
         :param include: name of parameters that might be excluded but should be included anyway
         """
-        # Whole before the file is opened, so that an error leaves the old file as it was
         buffer = io.BytesIO()
         super().save(buffer, exclude, include)
         with zipfile.ZipFile(buffer, "a") as archive:
             saved = {name: self.__dict__[name] for name in json.loads(archive.read("data"))}
             archive.writestr(SETTINGS, write_settings(type(self), saved))
-        file = open_path(path, "w", verbose=0, suffix="zip")
+        if not isinstance(path, (str, pathlib.Path)):
+            open_path(path, "w", verbose=0).write(buffer.getbuffer())
+            return
+        path = pathlib.Path(path)
+        if path.suffix == "":
+            path = path.with_name(path.name + ".zip")
+        # Under another name first, so that an error, a full disk for one, leaves the old file as it was
+        unfinished = path.with_name(path.name + ".tmp")
         try:
-            file.write(buffer.getbuffer())
-        finally:
-            if isinstance(path, (str, pathlib.Path)):
-                file.close()
+            with open_path(unfinished, "w", verbose=0) as file:
+                file.write(buffer.getbuffer())
+            unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(
