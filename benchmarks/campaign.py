@@ -1,6 +1,5 @@
 """What the benchmarks share: runs that are written when they end and skipped when they are there."""
 
-import json
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -11,17 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch as th
 
+from sb3_diffusion.analysis.evaluation import write_result
+
 RESULTS = Path(__file__).parent / "results"
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    """
-    :param path: where the result goes, complete or not at all
-    :param result: what to write
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".tmp").rename(path)
 
 
 def run_one(task: tuple[Callable[..., dict[str, Any]], Path, dict[str, Any]]) -> None:
@@ -32,7 +23,7 @@ def run_one(task: tuple[Callable[..., dict[str, Any]], Path, dict[str, Any]]) ->
     if path.exists():
         return
     th.set_num_threads(1)
-    write(path, {"settings": settings, **function(**settings)})
+    write_result(path, {"settings": settings, **function(**settings)})
     print(f"{path.stem} done", flush=True)
 
 

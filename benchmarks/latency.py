@@ -11,7 +11,6 @@ Example::
 """
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from speed import Rows, Task, cpu_time, in_turn, print_table
 from stable_baselines3 import SAC
 
 from sb3_diffusion import DiffSAC
+from sb3_diffusion.analysis.evaluation import write_result
 from sb3_diffusion.deployment import export_onnx, export_program, export_torchscript
 
 RESULT = Path(__file__).parent / "results" / "latency.json"
@@ -100,8 +100,7 @@ def main() -> None:
     results = measure(args)
     for title, rows in results.items():
         print_table(title, rows)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"env": args.env, "rounds": args.rounds, "calls": args.calls, **results}, indent=1) + "\n")
+    write_result(args.out, {"env": args.env, "rounds": args.rounds, "calls": args.calls, **results})
 
 
 if __name__ == "__main__":

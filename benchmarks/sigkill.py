@@ -22,12 +22,13 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch as th
-from campaign import RESULTS, write
+from campaign import RESULTS
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_diffusion import CheckpointCallback, DiffSAC, resume_latest
+from sb3_diffusion.analysis.evaluation import write_result
 from sb3_diffusion.common.checkpoints import TEMPORARY, find_checkpoints, find_damage, get_steps
 
 ENV, LEARNING_STARTS = "Pendulum-v1", 100
@@ -70,11 +71,11 @@ def run(folder: Path, steps: int, save_freq: int) -> None:
         "updates": model._n_updates,
         "ent_coef": model.log_ent_coef.exp().item(),
     }
-    write(folder / "started.json", state)
+    write_result(folder / "started.json", state)
     callbacks = [Progress(folder / "progress"), CheckpointCallback(save_freq, folder / "checkpoints", keep=3)]
     model.learn(steps - model.num_timesteps, callback=callbacks, reset_num_timesteps=False)
     returns, _ = evaluate_policy(model, make_vec_env(ENV, seed=1000), 10, return_episode_rewards=True)
-    write(folder / "finished.json", {"returns": returns})
+    write_result(folder / "finished.json", {"returns": returns})
 
 
 def start(folder: Path, steps: int, save_freq: int) -> tuple[subprocess.Popen, dict[str, Any]]:
@@ -184,7 +185,7 @@ def main() -> None:
             process, _ = start(path, args.steps, args.save_freq)
             assert process.wait() == 0
             returns[kind] = json.loads((path / "finished.json").read_text())["returns"]
-    write(RESULTS / "sigkill.json", {"settings": vars(args) | {"run": None}, "kills": kills, "returns": returns})
+    write_result(RESULTS / "sigkill.json", {"settings": vars(args) | {"run": None}, "kills": kills, "returns": returns})
     print("| Kills | left an unfinished folder | checkpoints damaged | steps lost, mean | most |\n" + "| --- " * 5 + "|")
     for title, aimed in (("at a random moment", False), ("while saving", True)):
         some = [each for each in kills if each["aimed"] == aimed]

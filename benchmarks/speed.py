@@ -42,6 +42,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.profiler import ProfilerActivity, profile
 
 from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
+from sb3_diffusion.analysis.evaluation import write_result
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
 MATRIX_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addmv", "aten::mv"}
@@ -350,8 +351,7 @@ def main() -> None:
         nested = section in ("predict", "ppo")
         for title, rows in (results[section] if nested else {section: results[section]}).items():
             print_table(f"{section}, {title}" if nested else title, rows)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        write_result(args.out, results)
     draw(results, args.figure or args.out.with_suffix(".png"))
 
 

@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch as th
-from campaign import RESULTS, write
+from campaign import RESULTS
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -30,6 +30,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy, DiffusionMDPWrapper
+from sb3_diffusion.analysis.evaluation import write_result
 
 FORMS = {"diffppo": DummyVecEnv, "wrapped, SubprocVecEnv": SubprocVecEnv, "wrapped, DummyVecEnv": DummyVecEnv}
 
@@ -85,7 +86,7 @@ def main() -> None:
             model.env.close()  # type: ignore[union-attr]
         # The first round warms up
         results[diffusion_steps] = {form: values[1:] for form, values in speeds.items()}
-    write(RESULTS / "vectorisation.json", {"env": args.env, "n_envs": args.n_envs, "steps_per_second": results})
+    write_result(RESULTS / "vectorisation.json", {"env": args.env, "n_envs": args.n_envs, "steps_per_second": results})
 
     print("| K | " + " | ".join(FORMS) + " | to SubprocVecEnv | to DummyVecEnv |\n" + "| --- " * (len(FORMS) + 3) + "|")
     figure, axis = plt.subplots(figsize=(6, 4))

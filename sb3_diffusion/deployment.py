@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_diffusion.common.action_scaling import unscale_action
+from sb3_diffusion.common.files import write_whole
 from sb3_diffusion.common.policies import DiffusionActorCriticPolicy, DiffusionSACPolicy
 
 OBSERVATION, NOISE, ACTION = "observation", "noise", "action"
@@ -203,17 +203,6 @@ def check_equal(name: str, module: DeployedPolicy, run: Callable[..., Any]) -> N
         expected, actions = module(*inputs), th.as_tensor(run(*inputs))
         if expected.shape != actions.shape or not ((expected - actions).abs() <= tolerance).all():
             raise RuntimeError(f"{name} gives {actions} where the policy gives {expected}: the file is not written")
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """
-    :param path: path of the file
-    :param content: what it will hold, all of it or, if something fails, nothing new
-    """
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
 
 
 def export_onnx(

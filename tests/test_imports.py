@@ -9,7 +9,7 @@ PACKAGE = Path(sb3_diffusion.__file__).parent
 
 # Each module may import from the layers before its own
 LAYERS = [
-    {"common.action_scaling", "common.archive", "common.checks", "common.envs.rendering"},
+    {"common.action_scaling", "common.archive", "common.checks", "common.envs.rendering", "common.files"},
     {"common.envs.multi_goal", "common.envs.turning"},
     {"common.env_checks", "common.noise_schedule", "common.score_network"},
     {"common.chain", "common.checkpoints", "common.temperature", "common.wrappers"},

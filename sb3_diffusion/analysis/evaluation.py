@@ -13,6 +13,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from sb3_diffusion.common.files import write_whole
+
 Measure = Callable[[BaseAlgorithm], dict[str, float]]
 
 
@@ -72,6 +74,14 @@ class EvaluationPoints(BaseCallback):
         return {key: float(np.mean(numbers)) for key, numbers in self.logged.items() if numbers}
 
 
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """
+    :param path: where the result goes, complete or not at all
+    :param result: what to write, as JSON
+    """
+    write_whole(path, (json.dumps(result, indent=1) + "\n").encode())
+
+
 def run_once(
     path: Path,
     make_model: Callable[[], BaseAlgorithm],
@@ -106,10 +116,7 @@ def run_once(
     points = callback()
     make_model().learn(n_steps, callback=points)
     result = {**about, "settings": settings, "points": points.points, "logged_means": points.logged_means}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written under another name first, so that a run that is killed leaves no half a result
-    path.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".tmp").replace(path)
+    write_result(path, result)
     return result
 
 

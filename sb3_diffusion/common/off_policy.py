@@ -10,7 +10,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import (
     GymEnv,
-    MaybeCallback,
     PyTorchObs,
     ReplayBufferSamples,
     RolloutReturn,
@@ -31,7 +30,7 @@ from sb3_diffusion.common.checks import (
     merge_policy_kwargs,
     optimize,
 )
-from sb3_diffusion.common.env_checks import check_observations, check_transition, report_dead_workers, watch_environments
+from sb3_diffusion.common.env_checks import CheckedAlgorithm, check_transition, report_dead_workers
 from sb3_diffusion.common.losses import ValueFn, lean_adjoint, returns_along_chain, value_and_gradient
 from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
 from sb3_diffusion.common.safe_load import SafeAlgorithm
@@ -44,7 +43,7 @@ DESCRIBE_INTERVAL = 10
 FORWARD_ACTION_SAMPLES = 8
 
 
-class DiffusionOffPolicyAlgorithm(SafeAlgorithm, SAC):
+class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
     """
     SAC's machinery for a diffusion policy: soft critics on the bound of the entropy, the automatic temperature, and the
     gradients of the values along the chain. A subclass updates the actor in its ``train``. The arguments are
@@ -351,20 +350,6 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, SAC):
             values.setdefault(key, []).append(value)
         for key, numbers in values.items():
             self.logger.record(key, sum(numbers) / len(numbers))
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        watch_environments(self.env)
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        assert self._last_obs is not None
-        check_observations("first observation", self._last_obs, self.observation_space, self.n_envs, self._vec_normalize_env)
-        return result
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         with report_dead_workers(env, callback):

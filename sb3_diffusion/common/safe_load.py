@@ -21,6 +21,7 @@ from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from torch.overrides import TorchFunctionMode
 
 from sb3_diffusion.common.archive import UnsafeModelError, load_tensors, read_entries, show
+from sb3_diffusion.common.files import write_whole
 from sb3_diffusion.common.plain import (
     ACTIVATIONS,
     EXTRACTORS,
@@ -306,15 +307,7 @@ class SafeAlgorithm(BaseAlgorithm):
         path = pathlib.Path(path)
         if path.suffix == "":
             path = path.with_name(path.name + ".zip")
-        # Under another name first, so that an error, a full disk for one, leaves the old file as it was
-        unfinished = path.with_name(path.name + ".tmp")
-        try:
-            with open_path(unfinished, "w", verbose=0) as file:
-                file.write(buffer.getbuffer())
-            unfinished.replace(path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
+        write_whole(path, buffer.getbuffer())
 
     @classmethod
     def load(

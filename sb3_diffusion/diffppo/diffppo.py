@@ -20,7 +20,7 @@ from sb3_diffusion.common.checks import (
     merge_policy_kwargs,
     optimize,
 )
-from sb3_diffusion.common.env_checks import check_observations, check_transition, report_dead_workers, watch_environments
+from sb3_diffusion.common.env_checks import CheckedAlgorithm, check_transition, report_dead_workers
 from sb3_diffusion.common.losses import clip_range_by_step, clipped_surrogate_loss, clipped_value_loss, draw_steps
 from sb3_diffusion.common.safe_load import SafeAlgorithm
 from sb3_diffusion.common.temperature import TemperatureSchedule
@@ -44,7 +44,7 @@ DPPO_KWARGS: dict[str, Any] = dict(
 )
 
 
-class DiffPPO(SafeAlgorithm, PPO):
+class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
     """
     Diffusion Proximal Policy Optimization (DiffPPO): PPO whose policy is a short denoising chain.
     Paper: DMERL, https://arxiv.org/abs/2512.02019
@@ -253,20 +253,6 @@ class DiffPPO(SafeAlgorithm, PPO):
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = MlpPolicy.__name__) -> None:
         super()._maybe_recommend_cpu(mlp_class_name)
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        watch_environments(self.env)
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        assert self._last_obs is not None
-        check_observations("first observation", self._last_obs, self.observation_space, self.n_envs, self._vec_normalize_env)
-        return result
 
     def collect_rollouts(
         self,
