@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch as th
 
-from sb3_diffusion.analysis.evaluation import write_result
+from sb3_diffusion.analysis.evaluation import stored_result
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -20,10 +21,8 @@ def run_one(task: tuple[Callable[..., dict[str, Any]], Path, dict[str, Any]]) ->
     :param task: a function of settings, where its result goes, and the settings
     """
     function, path, settings = task
-    if path.exists():
-        return
     th.set_num_threads(1)
-    write_result(path, {"settings": settings, **function(**settings)})
+    stored_result(path, settings, partial(function, **settings))
     print(f"{path.stem} done", flush=True)
 
 

@@ -25,7 +25,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_diffusion.analysis.evaluation import EvaluationPoints, run_once
+from sb3_diffusion.analysis.evaluation import EvaluationPoints, stored_result, train_and_evaluate
 
 # What of the log goes into the results, in the mean over training
 LOGGED = ("train/kl_mean", "train/kl_std")
@@ -40,24 +40,38 @@ def make_model(algo: str, env_id: str, seed: int, args: argparse.Namespace) -> B
     :param args: the command line
     :return: the model to train
     """
-    common: dict[str, Any] = dict(seed=seed, device="cpu", **args.settings)
+    keywords: dict[str, Any] = dict(seed=seed, device="cpu", **get_keywords(algo, args))
     if algo in ("ppo", "diffppo"):
-        env = make_vec_env(env_id, args.n_envs)
+        env = make_vec_env(env_id, keywords.pop("n_envs"))
         if algo == "ppo":
-            return PPO("MlpPolicy", env, **common)
+            return PPO("MlpPolicy", env, **keywords)
         from sb3_diffusion import DiffPPO
 
-        return DiffPPO("MlpPolicy", env, diffusion_steps=args.diffusion_steps, **common)
-    common["learning_starts"] = args.learning_starts
+        return DiffPPO("MlpPolicy", env, **keywords)
     if algo == "sac":
-        return SAC("MlpPolicy", env_id, **common)
+        return SAC("MlpPolicy", env_id, **keywords)
     from sb3_diffusion import DiffSAC, DiffusionSACPolicy, DiffWPO
 
     if algo == "sac-diffusion-policy":
-        return SAC(DiffusionSACPolicy, env_id, policy_kwargs=dict(diffusion_steps=args.diffusion_steps), **common)
+        policy_kwargs = dict(diffusion_steps=keywords.pop("diffusion_steps"))
+        return SAC(DiffusionSACPolicy, env_id, policy_kwargs=policy_kwargs, **keywords)
     name, actor_loss = algo.split("-")
     algorithm = {"diffsac": DiffSAC, "diffwpo": DiffWPO}[name]
-    return algorithm("MlpPolicy", env_id, diffusion_steps=args.diffusion_steps, actor_loss=actor_loss, **common)
+    return algorithm("MlpPolicy", env_id, actor_loss=actor_loss, **keywords)
+
+
+def get_keywords(algo: str, args: argparse.Namespace) -> dict[str, Any]:
+    """
+    :param algo: algorithm
+    :param args: the command line
+    :return: what of it this algorithm has
+    """
+    on_policy, gaussian = algo in ("ppo", "diffppo"), algo in ("sac", "ppo")
+    return {
+        **(dict(n_envs=args.n_envs) if on_policy else dict(learning_starts=args.learning_starts)),
+        **({} if gaussian else dict(diffusion_steps=args.diffusion_steps)),
+        **args.settings,
+    }
 
 
 def run(task: tuple[str, int, argparse.Namespace]) -> None:
@@ -68,15 +82,13 @@ def run(task: tuple[str, int, argparse.Namespace]) -> None:
     """
     algo, seed, args = task
     th.set_num_threads(1)
-    settings = {key: value for key, value in vars(args).items() if key not in ("out", "jobs", "seeds", "algos", "suffix")}
-    run_once(
+    settings: dict[str, Any] = dict(env=args.env, seed=seed, steps=args.steps)
+    settings |= dict(eval_every=args.eval_every, eval_episodes=args.eval_episodes)
+    callback = partial(EvaluationPoints, args.env, args.eval_every, args.eval_episodes, LOGGED)
+    stored_result(
         result_path(algo, seed, args),
-        partial(make_model, algo, args.env, seed, args),
-        args.steps,
-        partial(EvaluationPoints, args.env, args.eval_every, args.eval_episodes, LOGGED),
-        algo=algo,
-        seed=seed,
-        settings=settings,
+        {**settings, **get_keywords(algo, args)},
+        partial(train_and_evaluate, partial(make_model, algo, args.env, seed, args), args.steps, callback),
     )
 
 

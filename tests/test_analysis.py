@@ -8,10 +8,12 @@ import matplotlib
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_diffusion.analysis.sweep
-from sb3_diffusion import DiffPPO, DiffSAC
+from sb3_diffusion import DiffPPO, DiffSAC, DiffusionActorCriticPolicy, DiffusionMDPWrapper
 from sb3_diffusion.analysis import (
     action_density,
     action_distribution,
@@ -32,6 +34,7 @@ from sb3_diffusion.analysis import (
 )
 from sb3_diffusion.analysis.bound import cell_volume, fit_control, make_grid, measure_gap, peaks_log_prob
 from sb3_diffusion.analysis.mixture import AnnealTemperature
+from sb3_diffusion.analysis.modes import get_chain_policy
 from sb3_diffusion.analysis.sweep import seconds_per_step
 from sb3_diffusion.common.chain import gaussian_log_prob
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
@@ -72,8 +75,34 @@ def test_gap_of_a_single_gaussian_is_zero():
     assert measured["entropy"] == pytest.approx(0.5 * math.log(2 * math.pi * math.e) - 0.5, abs=1e-4)
 
 
+def test_gap_of_a_wide_prior_and_in_two_dimensions():
+    measured = measure_gap(lambda x, step: (0 * x, 0 * x), NoiseSchedule(1, prior_std=3.0))
+    assert abs(measured["gap"]) < 4 * measured["standard_error"]
+    assert measured["entropy"] == pytest.approx(0.5 * math.log(2 * math.pi * math.e * 9), abs=1e-4)
+    measured = measure_gap(lambda x, step: (0 * x, 0 * x - 0.5), NoiseSchedule(1), dim=2, n_points=61)
+    assert abs(measured["gap"]) < 4 * measured["standard_error"]
+    assert measured["entropy"] == pytest.approx(2 * (0.5 * math.log(2 * math.pi * math.e) - 0.5), abs=1e-4)
+    with pytest.raises(ValueError, match="too coarse for its last steps"):
+        exact_marginal(lambda x, step: (0 * x, 0 * x), NoiseSchedule(60), make_grid(1, 61))
+
+
+def test_least_peak_of_a_collapsed_chain():
+    """One peak is all there is, at (1.2, 1.2): the other three have nothing."""
+    schedule, std = NoiseSchedule(1), 0.25
+
+    def control_fn(x, step):
+        return 0 * x + 1.2, 0 * x + math.log(std)
+
+    measured = measure_gap(control_fn, schedule, dim=2, n_chains=10_000, n_points=81)
+    assert measured["least_peak"] == pytest.approx(0, abs=1e-12) and measured["share_right"] == pytest.approx(1, abs=1e-4)
+    assert measured["marginal_kl"] == pytest.approx(2 * math.log(2), abs=1e-3)  # the same peaks, a quarter of them
+
+
 def test_bound_gap(tmp_path):
     small = dict(n_updates=20, batch_size=32)
+    with pytest.raises(ValueError, match="cosin"):
+        bound_gap((1,), ("cosine", "cosin"), n_updates=10**9)
+    plot_bound_gap(bound_gap((1,), **small), tmp_path / "one_fit.png")
     rows = [{"fit": "forward", **row} for row in bound_gap((1, 3), ("cosine",), **small)]
     rows += [{"fit": "cold", **row} for row in bound_gap((3,), divergence="reverse", anneal=False, **small)]
     assert [row["diffusion_steps"] for row in rows] == [1, 3, 3]
@@ -89,25 +118,49 @@ def test_bound_gap(tmp_path):
 class Stub:
     """A policy whose actions are given."""
 
-    def __init__(self, actions):
-        self.actions = actions
+    def __init__(self, env_id, actions):
+        env = gym.make(env_id)
+        self.actions, self.observation_space, self.action_space = actions, env.observation_space, env.action_space
 
     def predict(self, obs, deterministic=False):
         return self.actions[np.arange(len(obs)) % len(self.actions)], None
 
+    def get_vec_normalize_env(self):
+        return None
+
 
 def test_mode_coverage_of_known_policies():
-    goals = Stub(np.array([[0.5, 0.1], [0.5, -0.2], [-0.3, 0.0], [0.1, 0.9]]))
+    goals = Stub("MultiGoal-v0", np.array([[0.5, 0.1], [0.5, -0.2], [-0.3, 0.0], [0.1, 0.9]]))
     assert mode_coverage(goals, "MultiGoal-v0")["shares"].tolist() == [0.5, 0.25, 0.25, 0.0]
-    well = mode_coverage(Stub(np.array([[0.5], [-0.5], [-0.5], [-0.5]])), "TurningDoubleWell-v0")
+    stub = Stub("TurningDoubleWell-v0", np.array([[0.5], [-0.5], [-0.5], [-0.5]]))
+    well = mode_coverage(stub, "TurningDoubleWell-v0")
     assert well["shares"].tolist() == [0.25] * 8
     assert well["reward"] == pytest.approx(1) and well["magnitude"] == 0.5 and well["magnitude_std"] == 0
     with pytest.raises(ValueError, match="knows the modes of"):
-        mode_coverage(well, "Pendulum-v1")
+        mode_coverage(stub, "Pendulum-v1")
+    with pytest.raises(ValueError, match="not a VecEnv"):
+        mode_coverage(goals, make_vec_env("MultiGoal-v0"))
+    with pytest.raises(ValueError, match="without wrappers that change them"):
+        mode_coverage(goals, "TurningDoubleWell-v0")
+    stub.action_space = gym.spaces.Box(0, 1, (1,))
+    with pytest.raises(ValueError, match="without wrappers that change them"):
+        mode_coverage(stub, "TurningDoubleWell-v0")
 
 
-def test_exact_density_is_that_of_the_samples():
-    model = DiffSAC("MlpPolicy", gym.make("TurningGMM-v0"), diffusion_steps=3, **SMALL)
+def test_mode_coverage_sees_what_the_model_is_used_to():
+    env = VecNormalize(make_vec_env("TurningDoubleWell-v0"))
+    model = SAC("MlpPolicy", env, **SMALL).learn(50)
+    seen = []
+    predict, model.predict = model.predict, lambda obs, **kwargs: seen.append(obs[0]) or predict(obs, **kwargs)
+    mode_coverage(model, "TurningDoubleWell-v0", n_samples=5)
+    np.testing.assert_allclose(seen[0], env.normalize_obs(np.array([1.0, 0.0], dtype=np.float32)))
+
+
+@pytest.mark.parametrize("settings", [{}, dict(inference_steps=1), dict(prior_std=2.5)])
+def test_exact_density_is_that_of_the_samples(settings):
+    inference_steps = settings.pop("inference_steps", 3)
+    model = DiffSAC("MlpPolicy", gym.make("TurningGMM-v0"), diffusion_steps=3, **settings, **SMALL)
+    model.actor.inference_steps = inference_steps
     th.manual_seed(0)
     with th.no_grad():
         model.actor.score_network.head[-1].bias += th.tensor([1.0, -0.5])
@@ -120,6 +173,9 @@ def test_exact_density_is_that_of_the_samples():
         assert np.interp(np.quantile(samples, quantile), actions, cumulative) == pytest.approx(quantile, abs=0.01)
     distance = mode_coverage(model, "TurningGMM-v0")["total_variation"]
     assert distance.shape == (8,) and (distance > 0).all() and (distance < 1).all()
+    model.policy.n_action_candidates = 2
+    with pytest.raises(ValueError, match="not of the best of several"):
+        action_density(model, obs)
 
 
 @pytest.mark.parametrize("algorithm", [DiffSAC, DiffPPO])
@@ -133,6 +189,10 @@ def test_pictures(algorithm):
     assert len(plot_trajectories(model, env, n_episodes=3, max_steps=5).lines) == 4
     with pytest.raises(ValueError, match="choose from 1 to 2"):
         plot_score_field(model, obs, step=3)
+    with pytest.raises(ValueError, match="not a VecEnv"):
+        plot_trajectories(model, model.get_env())
+    get_chain_policy(model).inference_steps = 1
+    assert [ax.get_title() for ax in plot_denoising(model, obs, n_samples=20)] == ["k = 1", "k = 0"]
 
 
 def test_pictures_of_one_dimension_and_of_a_gaussian():
@@ -147,25 +207,37 @@ def test_pictures_of_one_dimension_and_of_a_gaussian():
     assert set(mode_coverage(stock, env, 50)) == {"shares", "reward", "magnitude", "magnitude_std"}
     with pytest.raises(ValueError, match="has no denoising chain"):
         plot_denoising(stock, obs)
+    augmented = PPO(DiffusionActorCriticPolicy, DiffusionMDPWrapper(env, 2), device="cpu", seed=0)
+    with pytest.raises(ValueError, match="has no denoising chain"):
+        plot_denoising(augmented, obs)
+    with pytest.raises(ValueError, match="a Box"):
+        plot_action_distribution(PPO("MlpPolicy", "CartPole-v1", device="cpu"), np.zeros(4))
 
 
 def test_k_sweep_runs_once_and_writes(tmp_path, monkeypatch):
-    kwargs = dict(learning_starts=10, batch_size=8, policy_kwargs=dict(net_arch=[8]))
+    kwargs = dict(learning_starts=10, batch_size=8, policy_kwargs=dict(net_arch=[8]), chain_kwargs=dict(actor_loss="pathwise"))
     arguments = dict(diffusion_steps=(2,), seeds=(0,), eval_every=15, eval_episodes=1, **kwargs)
     monkeypatch.setattr(
-        sb3_diffusion.analysis.sweep, "seconds_per_step", lambda *_, **__: {"sac": 1.0, "diffsac-adjoint_K2": 2.0}
+        sb3_diffusion.analysis.sweep, "seconds_per_step", lambda *_, **__: {"sac": 1.0, "diffsac-pathwise_K2": 2.0}
     )
     runs = k_sweep("Pendulum-v1", 30, tmp_path, **arguments)
-    assert set(runs) == {"sac", "diffsac-adjoint_K2"}
+    assert set(runs) == {"sac", "diffsac-pathwise_K2"}
     assert [point["step"] for point in runs["sac"][0]["points"]] == [15, 30]
-    path = tmp_path / "Pendulum-v1" / "diffsac-adjoint_K2_seed0.json"
+    path = tmp_path / "Pendulum-v1" / "diffsac-pathwise_K2_seed0.json"
     assert json.loads(path.read_text())["settings"]["diffusion_steps"] == 2
     monkeypatch.setattr(sb3_diffusion.analysis.sweep, "_make_model", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(sb3_diffusion.analysis.sweep, "seconds_per_step", lambda *_, **__: pytest.fail("measured again"))
     again = k_sweep("Pendulum-v1", 30, tmp_path, **arguments)
     assert again == {name: json.loads(json.dumps(of_name)) for name, of_name in runs.items()}
-    with pytest.raises(ValueError, match="other settings: steps=30, not 40"):
-        k_sweep("Pendulum-v1", 40, tmp_path, **arguments)
-    assert [point["seconds"] for point in runs["diffsac-adjoint_K2"][0]["points"]] == [10, 40]
+    with pytest.raises(ValueError, match="other settings: steps=30, not 45"):
+        k_sweep("Pendulum-v1", 45, tmp_path, **arguments)
+    with pytest.raises(ValueError, match=r"other settings: gamma=None, not 0\.5"):
+        k_sweep("Pendulum-v1", 30, tmp_path, gamma=0.5, **arguments)
+    with pytest.raises(ValueError, match="eval_episodes=1, not 2"):
+        k_sweep("Pendulum-v1", 30, tmp_path, **{**arguments, "eval_episodes": 2})
+    with pytest.raises(ValueError, match="n_steps=30 must be a multiple of eval_every=20"):
+        k_sweep("Pendulum-v1", 30, tmp_path, **{**arguments, "eval_every": 20})
+    assert [point["seconds"] for point in runs["diffsac-pathwise_K2"][0]["points"]] == [10, 40]
     assert k_sweep_table(runs).count("\n") == 3
     plot_k_sweep(runs, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 0
@@ -189,6 +261,8 @@ def test_divergence(tmp_path):
     header, *lines = divergence_table(runs).splitlines()
     assert header.endswith("| CPU seconds | share of the rarest mode |") and len(lines) == 4
     assert "least_share" not in divergence("Pendulum-v1", tmp_path, **settings)["forward"][0]["points"][0]
+    with pytest.raises(ValueError, match="has no default settings"):
+        divergence("Pendulum-v1", tmp_path)
 
 
 def test_fit_mixture_ends_at_temperature_one():
@@ -201,5 +275,7 @@ def test_fit_mixture_ends_at_temperature_one():
         callback.on_step()
         temperatures.append(model.ent_coef_tensor.item())
     assert temperatures == pytest.approx([20, math.sqrt(20), 1, 1])
+    with pytest.raises(ValueError, match="ent_coef is not free"):
+        fit_mixture(1, ent_coef="auto")
     row = fit_mixture(1, n_steps=120, learning_starts=50, policy_kwargs=dict(net_arch=[8]))
     assert row["diffusion_steps"] == 1 and 0 < row["total_variation"] <= row["worst_heading"] <= 1

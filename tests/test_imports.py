@@ -22,7 +22,7 @@ LAYERS = [
     {"deployment", "loading"},
     {"analysis.bound", "analysis.evaluation"},
     {"analysis.modes", "analysis.sweep"},
-    {"analysis.divergence", "analysis.mixture", "analysis.plots"},
+    {"analysis.divergences", "analysis.mixture", "analysis.plots"},
     {"analysis.__main__"},
     {"zoo.hyperparams_opt"},
     {"zoo.registration"},

@@ -1,5 +1,5 @@
 from sb3_diffusion.analysis.bound import bound_gap, exact_marginal, plot_bound_gap
-from sb3_diffusion.analysis.divergence import divergence, divergence_table
+from sb3_diffusion.analysis.divergences import divergence, divergence_table
 from sb3_diffusion.analysis.mixture import fit_mixture
 from sb3_diffusion.analysis.modes import action_density, action_distribution, mode_coverage, total_variation
 from sb3_diffusion.analysis.plots import plot_action_distribution, plot_denoising, plot_score_field, plot_trajectories

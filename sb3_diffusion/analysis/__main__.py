@@ -9,6 +9,8 @@ Analyses from the command line::
 
 import argparse
 import json
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +21,58 @@ matplotlib.use("Agg")
 import torch as th
 
 from sb3_diffusion.analysis.bound import bound_gap, plot_bound_gap
-from sb3_diffusion.analysis.divergence import DIVERGENCE_TASKS, divergence, divergence_table
+from sb3_diffusion.analysis.divergences import DIVERGENCE_TASKS, divergence, divergence_table
+from sb3_diffusion.analysis.evaluation import markdown
 from sb3_diffusion.analysis.mixture import MIXTURE_STEPS, fit_mixture
 from sb3_diffusion.analysis.sweep import k_sweep, k_sweep_table, plot_k_sweep
+from sb3_diffusion.common.noise_schedule import NOISE_SCHEDULES
+
+# What the descended divergence and the temperature of a fit are called
+FITS: dict[str, dict[str, Any]] = {
+    "forward": dict(divergence="forward", anneal=True),
+    "reverse": dict(divergence="reverse", anneal=True),
+    "cold": dict(divergence="reverse", anneal=False),
+}
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def json_object(text: str) -> dict[str, Any]:
     """
-    :param rows: rows with the same keys
-    :return: Markdown table
+    :param text: JSON
+    :return: what it says
+    :raises ArgumentTypeError: if it is not an object
     """
-    lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [[f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, such as '{{\"gamma\": 0.9}}'")
+    return value
+
+
+def print_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    :param rows: rows with the same keys, each of which is printed as soon as it is there
+    :return: the rows
+    """
+    known: list[dict[str, Any]] = []
+    for row in rows:
+        lines = markdown([{key: f"{cell:.4f}" if isinstance(cell, float) else cell for key, cell in row.items()}]).splitlines()
+        print("\n".join(lines[2 if known else 0 :]), flush=True)
+        known.append(row)
+    return known
 
 
 def run_bound_gap(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
-    settings = dict(n_updates=args.updates, seed=args.seed)
-    rows = [
-        {"fit": f"{divergence} KL, {'annealed' if anneal else 'cold'}", **row}
-        for divergence, anneal in (("forward", True), ("reverse", True), ("reverse", False))
-        for row in bound_gap(
-            args.diffusion_steps,
-            args.noise_schedules,
-            args.dim,
-            args.prior_std,
-            divergence=divergence,
-            anneal=anneal,
-            **settings,
-        )
-    ]
-    print(markdown(rows))
+    settings: dict[str, Any] = dict(dim=args.dim, prior_std=args.prior_std, n_updates=args.updates, seed=args.seed)
+    rows = print_rows(
+        {"fit": fit, **row}
+        for fit, noise_schedule, steps in product(args.fits, args.noise_schedules, args.diffusion_steps)
+        for row in bound_gap([steps], [noise_schedule], **FITS[fit], **settings)
+    )
     if args.figure:
         plot_bound_gap(rows, args.figure)
 
@@ -61,16 +81,16 @@ def run_mixture(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
-    rows = [fit_mixture(steps, args.steps, args.seed, **args.settings) for steps in args.diffusion_steps]
-    print(markdown(rows))
+    print_rows(fit_mixture(steps, args.steps, args.seed, **args.settings) for steps in args.diffusion_steps)
 
 
 def run_divergence(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
+    lengths = {key: value for key, value in (("n_steps", args.steps), ("eval_every", args.eval_every)) if value is not None}
     for env_id in args.envs:
-        runs = divergence(env_id, args.folder, seeds=tuple(args.seeds), n_jobs=args.jobs, **args.settings)
+        runs = divergence(env_id, args.folder, seeds=args.seeds, n_jobs=args.jobs, **lengths, **args.settings)
         print(f"{env_id}:\n\n{divergence_table(runs)}\n", flush=True)
 
 
@@ -82,10 +102,11 @@ def run_k_sweep(args: argparse.Namespace) -> None:
         args.env,
         args.steps,
         args.folder,
-        tuple(args.diffusion_steps),
-        seeds=tuple(args.seeds),
+        args.diffusion_steps,
+        seeds=args.seeds,
         eval_every=args.eval_every,
         n_jobs=args.jobs,
+        chain_kwargs=args.chain_settings,
         **args.settings,
     )
     print(k_sweep_table(runs))
@@ -93,49 +114,72 @@ def run_k_sweep(args: argparse.Namespace) -> None:
         plot_k_sweep(runs, args.figure, args.env)
 
 
-def main() -> None:
-    """Run one analysis."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_run_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
+    """
+    :param parser: parser of an analysis that trains and keeps results
+    :param folder: where they go if nothing is said
+    """
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds, a run of each variant with each")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--folder", type=Path, default=Path(folder), help="results; what is there is not run again")
+
+
+def parse_args() -> argparse.Namespace:
+    """
+    :return: the command line
+    """
+    with_defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m sb3_diffusion.analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
 
-    gap = commands.add_parser("bound_gap", help="path KL, exact marginal KL and their gap on a target with two peaks")
+    name, what = "bound_gap", "path KL, exact marginal KL and their gap on a target with two peaks"
+    gap = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
     gap.set_defaults(run=run_bound_gap)
-    gap.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 2, 5, 10, 20])
-    gap.add_argument("--noise-schedules", nargs="+", default=["cosine"])
-    gap.add_argument("--dim", type=int, default=1)
-    gap.add_argument("--prior-std", type=float, default=1.0)
-    gap.add_argument("--updates", type=int, default=3000)
-    gap.add_argument("--seed", type=int, default=0)
-    gap.add_argument("--figure", type=Path)
+    gap.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 2, 5, 10, 20], help="denoising steps K")
+    gap.add_argument("--noise-schedules", nargs="+", choices=NOISE_SCHEDULES, default=["cosine"], help="noise schedules")
+    gap.add_argument("--fits", nargs="+", choices=FITS, default=list(FITS), help="KL, annealed, or reverse from a cold start")
+    gap.add_argument("--dim", type=int, choices=(1, 2), default=1, help="dimension d; the target has 2^d peaks")
+    gap.add_argument("--prior-std", type=float, default=1.0, help="standard deviation of the prior")
+    gap.add_argument("--updates", type=int, default=3000, help="gradient steps of a fit")
+    gap.add_argument("--seed", type=int, default=0, help="seed")
+    gap.add_argument("--figure", type=Path, help="where the picture goes")
 
-    mixture = commands.add_parser("mixture", help="distance of DiffSAC's policy from the exact one, TurningGMM-v0")
+    name, what = "mixture", "distance of DiffSAC's policy from the exact one, TurningGMM-v0"
+    mixture = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
     mixture.set_defaults(run=run_mixture)
-    mixture.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 10])
-    mixture.add_argument("--steps", type=int, default=MIXTURE_STEPS)
-    mixture.add_argument("--seed", type=int, default=0)
-    mixture.add_argument("--settings", type=json.loads, default={}, help="keyword arguments of DiffSAC, as JSON")
+    mixture.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 10], help="denoising steps K")
+    mixture.add_argument("--steps", type=int, default=MIXTURE_STEPS, help="steps of the environment")
+    mixture.add_argument("--seed", type=int, default=0, help="seed")
+    mixture.add_argument("--settings", type=json_object, default={}, help="keyword arguments of DiffSAC, as JSON")
 
-    kl = commands.add_parser("divergence", help="DiffSAC with the reverse and with the forward KL")
+    name, what = "divergence", "DiffSAC with the reverse and with the forward KL"
+    kl = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
     kl.set_defaults(run=run_divergence)
-    kl.add_argument("--envs", nargs="+", default=list(DIVERGENCE_TASKS))
-    kl.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    kl.add_argument("--settings", type=json.loads, default={}, help="keyword arguments of both, as JSON")
-    kl.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
-    kl.add_argument("--folder", type=Path, default=Path("divergence"), help="results; what is there is not run again")
+    kl.add_argument("--envs", nargs="+", default=list(DIVERGENCE_TASKS), help="environments; these have settings of their own")
+    kl.add_argument("--steps", type=int, help="steps of the environment of each run, for another environment")
+    kl.add_argument("--eval-every", type=int, help="steps between two evaluations")
+    kl.add_argument("--settings", type=json_object, default={}, help="keyword arguments of all the variants, as JSON")
+    add_run_arguments(kl, "divergence")
 
-    sweep = commands.add_parser("k_sweep", help="DiffSAC with several K, and SAC")
+    name, what = "k_sweep", "DiffSAC with several numbers of denoising steps, and SAC"
+    sweep = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
     sweep.set_defaults(run=run_k_sweep)
-    sweep.add_argument("--env", default="HalfCheetah-v5")
-    sweep.add_argument("--steps", type=int, default=50_000)
-    sweep.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 2, 5, 10, 20])
-    sweep.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    sweep.add_argument("--eval-every", type=int, default=10_000)
-    sweep.add_argument("--settings", type=json.loads, default={}, help="keyword arguments of both algorithms, as JSON")
-    sweep.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
-    sweep.add_argument("--folder", type=Path, default=Path("k_sweep"), help="results; what is there is not run again")
-    sweep.add_argument("--figure", type=Path)
+    sweep.add_argument("--env", default="HalfCheetah-v5", help="environment")
+    sweep.add_argument("--steps", type=int, default=50_000, help="steps of the environment of each run")
+    sweep.add_argument("--eval-every", type=int, default=10_000, help="steps between two evaluations")
+    sweep.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 2, 5, 10, 20], help="denoising steps K")
+    sweep.add_argument("--settings", type=json_object, default={}, help="keyword arguments of both algorithms, as JSON")
+    sweep.add_argument("--chain-settings", type=json_object, default={}, help="those of DiffSAC alone")
+    sweep.add_argument("--figure", type=Path, help="where the picture goes")
+    add_run_arguments(sweep, "k_sweep")
+    return parser.parse_args()
 
-    args = parser.parse_args()
+
+def main() -> None:
+    """Run one analysis."""
+    args = parse_args()
     th.set_num_threads(1)
     args.run(args)
 

@@ -43,14 +43,14 @@ def peaks_log_prob(x: th.Tensor) -> th.Tensor:
 def make_grid(dim: int, n_points: int | None = None, limit: float = 6.0) -> th.Tensor:
     """
     :param dim: dimension d, 1 or 2
-    :param n_points: points along each axis G; 2,401 in one dimension and 121 in two if None
+    :param n_points: points along each axis G; 2,401 in one dimension and 161 in two if None
     :param limit: the grid reaches from minus to plus this
     :return: points with equal spacing, (G^d, d), float64
     :raises ValueError: for another dimension
     """
     if dim not in (1, 2):
         raise ValueError(f"dim={dim!r}: quadrature is for one or two dimensions")
-    axis = th.linspace(-limit, limit, n_points or {1: 2401, 2: 121}[dim], dtype=th.float64)
+    axis = th.linspace(-limit, limit, n_points or {1: 2401, 2: 161}[dim], dtype=th.float64)
     return th.cartesian_prod(*[axis] * dim).reshape(-1, dim)
 
 
@@ -68,8 +68,10 @@ def exact_marginal(control_fn: ControlFn, schedule: NoiseSchedule, grid: th.Tens
 
     :param control_fn: control function, in the grid's precision or the schedule's
     :param schedule: noise schedule
-    :param grid: output of :func:`make_grid`, whose spacing has to resolve the narrowest kernel, (G, d)
+    :param grid: output of :func:`make_grid`, (G, d)
     :return: density on the grid, (G,)
+    :raises ValueError: if the grid is too small for the chain, or too coarse for its narrowest kernel, so that the density
+        does not sum up to 1
     """
     volume, dtype = cell_volume(grid), schedule.beta.dtype
     density = th.exp(gaussian_log_prob(grid, 0.0, schedule.prior_std))
@@ -83,6 +85,12 @@ def exact_marginal(control_fn: ControlFn, schedule: NoiseSchedule, grid: th.Tens
             kernel = th.exp(gaussian_log_prob(grid[None], mean[chunk, None], std[chunk, None]))  # (from, to)
             result += density[chunk] @ kernel * volume
         density = result
+    mass = density.sum().item() * volume
+    if abs(mass - 1) > 0.01:
+        raise ValueError(
+            f"The density sums up to {mass:.3f}: the grid of {len(grid)} points up to {grid[-1, 0]:.3g} is too small for this "
+            "chain, or too coarse for its last steps. Take fewer steps, a smaller prior_std, or more points"
+        )
     return density
 
 
@@ -153,20 +161,27 @@ def fit_control(
     return control_fn
 
 
-def measure_gap(control_fn: ControlFn, schedule: NoiseSchedule, dim: int = 1, n_chains: int = 100_000) -> dict[str, float]:
+def measure_gap(
+    control_fn: ControlFn, schedule: NoiseSchedule, dim: int = 1, n_chains: int = 100_000, n_points: int | None = None
+) -> dict[str, float]:
     """
     :param control_fn: control function
     :param schedule: noise schedule
     :param dim: dimension d
     :param n_chains: chains from which the KL of the paths is estimated
+    :param n_points: points of the quadrature along each axis, see :func:`make_grid`
     :return: in nats ``path_kl``, its ``standard_error``, the exact ``marginal_kl`` of ``x_0`` and their ``gap``; the exact
-        ``entropy`` of ``x_0``; ``share_right``, the probability of ``x_0 > 0`` along the first axis
+        ``entropy`` of ``x_0``; ``share_right``, the probability of ``x_0 > 0`` along the first axis; ``least_peak``, the least
+        probability of being within three standard deviations of a peak along each axis, at most ``0.997^d / 2^d`` if even
+    :raises ValueError: see :func:`make_grid` and :func:`exact_marginal`
     """
+    grid = make_grid(dim, n_points, max(6.0, 5 * schedule.prior_std))
     with th.no_grad():
         chain = sample_chain(control_fn, schedule, draw_noise(schedule, n_chains, dim))
         path_kl = (path_log_ratio(schedule, chain) - peaks_log_prob(chain.x[0])).double()
-        grid = make_grid(dim)
         density = exact_marginal(control_fn, schedule, grid)
+    corners = th.cartesian_prod(*[th.tensor([-PEAK, PEAK], dtype=grid.dtype)] * dim).reshape(-1, 1, dim)
+    at_peaks = ((grid - corners).abs() < 3 * PEAK_STD).all(dim=-1)  # (2^d, G)
     volume, log_density = cell_volume(grid), th.log(density.clamp(min=1e-300))
     marginal_kl = (density * (log_density - peaks_log_prob(grid))).sum().item() * volume
     return {
@@ -176,6 +191,7 @@ def measure_gap(control_fn: ControlFn, schedule: NoiseSchedule, dim: int = 1, n_
         "gap": path_kl.mean().item() - marginal_kl,
         "entropy": -(density * log_density).sum().item() * volume,
         "share_right": density[grid[:, 0] > 0].sum().item() * volume,
+        "least_peak": min(density[at_peak].sum().item() for at_peak in at_peaks) * volume,
     }
 
 
@@ -195,29 +211,42 @@ def bound_gap(
     :param prior_std: standard deviation of the prior
     :param fit_kwargs: arguments of :func:`fit_control`
     :return: for each schedule and K a row with the output of :func:`measure_gap`
+    :raises ValueError: for another dimension, an unknown schedule or number of steps, or see :func:`measure_gap`
     """
-    rows = []
-    for name in noise_schedules:
-        for n_steps in diffusion_steps:
-            schedule = NoiseSchedule(n_steps, name, prior_std)
-            measured = measure_gap(fit_control(schedule, dim, **fit_kwargs), schedule, dim)
-            rows.append({"noise_schedule": name, "diffusion_steps": n_steps, **measured})
-    return rows
+    make_grid(dim)  # what is wrong must show before the first fit
+    steps = list(diffusion_steps)
+    schedules = {(name, k): NoiseSchedule(k, name, prior_std) for name in noise_schedules for k in steps}
+    return [
+        {
+            "noise_schedule": name,
+            "diffusion_steps": k,
+            **measure_gap(fit_control(schedule, dim, **fit_kwargs), schedule, dim),
+        }
+        for (name, k), schedule in schedules.items()
+    ]
 
 
 def plot_bound_gap(rows: list[dict[str, Any]], path: str | Path) -> None:
     """
-    The three KLs and the share of each side against K.
+    The three KLs, in nats on a logarithmic scale, and the share of the right side against K.
 
-    :param rows: rows of :func:`bound_gap`, with a key ``fit``
+    :param rows: rows of :func:`bound_gap`, with a key ``fit`` where several fits are to be told apart
     :param path: where the picture goes
     """
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.4))
     for ax, key in zip(axes, ("path_kl", "marginal_kl", "gap", "share_right"), strict=True):
-        for name in dict.fromkeys((row["fit"], row["noise_schedule"]) for row in rows):
-            of_name = [row for row in rows if (row["fit"], row["noise_schedule"]) == name]
-            ax.plot([row["diffusion_steps"] for row in of_name], [row[key] for row in of_name], "o-", label=", ".join(name))
-        ax.set(xlabel="denoising steps K", title=key.replace("_", " "), xscale="log")
+        for name in dict.fromkeys((row.get("fit", ""), row["noise_schedule"]) for row in rows):
+            of_name = [row for row in rows if (row.get("fit", ""), row["noise_schedule"]) == name]
+            label = ", ".join(filter(None, name))
+            ax.plot([row["diffusion_steps"] for row in of_name], [row[key] for row in of_name], "o-", label=label)
+        steps = sorted({row["diffusion_steps"] for row in rows})
+        # A gap of zero, which K = 1 has, is not on a logarithmic scale
+        ax.set(xlabel="denoising steps K", title=key.replace("_", " "), xscale="log", xticks=steps, xticklabels=steps)
+        if key == "share_right":
+            ax.set(ylim=(0, 1))
+        else:
+            ax.set(yscale="log")
+        ax.minorticks_off()
         ax.grid(alpha=0.3)
     axes[0].set(ylabel="nats")
     axes[0].legend()

@@ -74,6 +74,32 @@ class EvaluationPoints(BaseCallback):
         return {key: float(np.mean(numbers)) for key, numbers in self.logged.items() if numbers}
 
 
+def stored_result(path: Path, settings: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """
+    Read a result that is there, or make it and write it, complete or not at all.
+
+    :param path: where the result stands, as JSON
+    :param settings: what it depends on; goes into the result
+    :param make: makes the rest of it
+    :return: the result
+    :raises ValueError: if a result is there that was made with other settings
+    """
+    settings = json.loads(json.dumps(settings, default=str))
+    if path.exists():
+        result = json.loads(path.read_text())
+        theirs = result["settings"]
+        if different := sorted(key for key in theirs | settings if theirs.get(key) != settings.get(key)):
+            raise ValueError(
+                f"{path} was made with other settings: "
+                + ", ".join(f"{key}={theirs.get(key)!r}, not {settings.get(key)!r}" for key in different)
+                + ". Choose another folder, or delete the file to run it again."
+            )
+        return result
+    result = {"settings": settings, **make()}
+    write_result(path, result)
+    return result
+
+
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """
     :param path: where the result goes, complete or not at all
@@ -82,42 +108,27 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     write_whole(path, (json.dumps(result, indent=1) + "\n").encode())
 
 
-def run_once(
-    path: Path,
-    make_model: Callable[[], BaseAlgorithm],
-    n_steps: int,
-    callback: Callable[[], EvaluationPoints],
-    settings: dict[str, Any],
-    **about: Any,
+def train_and_evaluate(
+    make_model: Callable[[], BaseAlgorithm], n_steps: int, callback: Callable[[], EvaluationPoints]
 ) -> dict[str, Any]:
     """
-    Train and write a result, unless it is there.
-
-    :param path: where the result stands
     :param make_model: makes the model to train
     :param n_steps: steps of the environment
     :param callback: makes the callback
-    :param settings: settings of the run, which go into the result
-    :param about: what else goes into the result
-    :return: the result
-    :raises ValueError: if a result is there that was made with other settings
+    :return: ``points`` and ``logged_means`` of the callback
     """
-    settings = json.loads(json.dumps(settings, default=str))
-    if path.exists():
-        result = json.loads(path.read_text())
-        theirs = result["settings"]
-        if different := sorted(key for key in theirs.keys() & settings.keys() if theirs[key] != settings[key]):
-            raise ValueError(
-                f"{path} was made with other settings: "
-                + ", ".join(f"{key}={theirs[key]!r}, not {settings[key]!r}" for key in different)
-                + ". Choose another folder, or delete the file to run it again."
-            )
-        return result
     points = callback()
     make_model().learn(n_steps, callback=points)
-    result = {**about, "settings": settings, "points": points.points, "logged_means": points.logged_means}
-    write_result(path, result)
-    return result
+    return {"points": points.points, "logged_means": points.logged_means}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """
+    :param rows: rows with the same keys
+    :return: Markdown table
+    """
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(map(str, row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def values(runs: list[dict[str, Any]], key: str) -> np.ndarray:

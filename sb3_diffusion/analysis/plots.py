@@ -9,14 +9,13 @@ import numpy as np
 import torch as th
 from matplotlib.axes import Axes
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_diffusion.analysis.modes import action_distribution, encode, get_chain_policy
-from sb3_diffusion.common.chain import draw_noise, implied_score
+from sb3_diffusion.analysis.modes import Observation, action_distribution, as_seen, encode, get_chain_policy
+from sb3_diffusion.common.chain import draw_noise, implied_score, sample_chain
 
 
-def plot_action_distribution(
-    model: BaseAlgorithm, obs: np.ndarray | dict[str, np.ndarray], ax: Axes | None = None, n_samples: int = 2000
-) -> Axes:
+def plot_action_distribution(model: BaseAlgorithm, obs: Observation, ax: Axes | None = None, n_samples: int = 2000) -> Axes:
     """
     The actions that a policy samples at one state: a histogram in one dimension, points of the first two in more.
 
@@ -25,11 +24,13 @@ def plot_action_distribution(
     :param ax: where to draw; new axes if None
     :param n_samples: number of actions
     :return: the axes
+    :raises ValueError: for actions that are not a ``Box``
     """
+    space = model.action_space
+    if not isinstance(space, gym.spaces.Box):
+        raise ValueError(f"action_space={space}: only real-valued actions, a Box, have a distribution to draw")
     ax = plt.subplots()[1] if ax is None else ax
     actions = action_distribution(model, obs, n_samples)
-    space = model.action_space
-    assert isinstance(space, gym.spaces.Box)
     low, high = space.low.reshape(-1), space.high.reshape(-1)
     if actions.shape[1] == 1:
         ax.hist(actions[:, 0], bins=60, range=(low[0], high[0]), density=True)
@@ -42,28 +43,30 @@ def plot_action_distribution(
 
 def plot_denoising(
     model: Any,
-    obs: np.ndarray | dict[str, np.ndarray],
+    obs: Observation,
     axes: Sequence[Axes] | None = None,
     n_samples: int = 2000,
     limit: float = 3.0,
 ) -> Sequence[Axes]:
     """
-    The density of the latent action on its way through the steps of the chain, from noise, ``k = K``, to ``k = 0``.
+    The density of the latent action on its way through the steps of the chain that ``predict`` runs, from noise, ``k = K``, to
+    ``k = 0``.
 
     :param model: trained DiffSAC, DiffWPO or DiffPPO
     :param obs: one observation
-    :param axes: K+1 axes; new ones if None
+    :param axes: K+1 axes, where K is the policy's ``inference_steps``; new ones if None
     :param n_samples: number of chains
     :param limit: the pictures reach from minus to plus this, in each of the first two dimensions
     :return: the axes
     """
     policy = get_chain_policy(model)
-    n_steps = policy.schedule.diffusion_steps
+    schedule = policy.inference_schedule
+    n_steps = schedule.diffusion_steps
     if axes is None:
         axes = list(plt.subplots(1, n_steps + 1, figsize=(2 * (n_steps + 1), 2.2), squeeze=False)[1][0])
     with th.no_grad():
-        noise = draw_noise(policy.schedule, n_samples, policy.action_dim)
-        latents = policy.sample(encode(model, obs, n_samples), noise).x.cpu().numpy()  # (K+1, N, d)
+        control_fn = policy.control_fn(encode(model, obs, n_samples), schedule)
+        latents = sample_chain(control_fn, schedule, draw_noise(schedule, n_samples, policy.action_dim)).x.cpu().numpy()
     for ax, step in zip(axes, range(n_steps, -1, -1), strict=True):
         x = latents[step]
         if x.shape[1] == 1:
@@ -126,14 +129,17 @@ def plot_trajectories(
     :param options: options of ``reset``
     :param max_steps: steps of each trajectory at most
     :return: the axes
+    :raises ValueError: for another environment, or a ``VecEnv``
     """
+    if isinstance(env, VecEnv) or not hasattr(env.unwrapped, "position"):
+        raise ValueError(f"env={env}: give a gymnasium.Env, not a VecEnv, with a position of two coordinates")
     ax = plt.subplots()[1] if ax is None else ax
     for episode in range(n_episodes):
         obs, _ = env.reset(seed=episode, options=options)
-        path = [np.array(env.unwrapped.position)]  # type: ignore[attr-defined]
+        path = [np.array(env.unwrapped.position)]
         for _ in range(max_steps):
-            obs, _, terminated, truncated, _ = env.step(model.predict(obs, deterministic=False)[0])
-            path.append(np.array(env.unwrapped.position))  # type: ignore[attr-defined]
+            obs, _, terminated, truncated, _ = env.step(model.predict(as_seen(model, obs), deterministic=False)[0])
+            path.append(np.array(env.unwrapped.position))
             if terminated or truncated:
                 break
         ax.plot(*np.stack(path).T, "-", linewidth=0.8, alpha=0.7)

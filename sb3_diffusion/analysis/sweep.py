@@ -3,7 +3,7 @@
 import copy
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 
-from sb3_diffusion.analysis.evaluation import EvaluationPoints, Measure, run_once, values
+from sb3_diffusion.analysis.evaluation import (
+    EvaluationPoints,
+    Measure,
+    markdown,
+    stored_result,
+    train_and_evaluate,
+    values,
+)
 from sb3_diffusion.diffsac.diffsac import DiffSAC
 
 Runs = dict[str, list[dict[str, Any]]]
@@ -32,21 +39,18 @@ def _run(
     path: Path,
     env_id: str,
     variant: dict[str, Any] | None,
-    n_steps: int,
     seed: int,
+    n_steps: int,
+    eval_every: int,
+    eval_episodes: int,
+    measure: Measure | None,
     kwargs: dict[str, Any],
-    callback: Callable[[], EvaluationPoints],
 ) -> dict[str, Any]:
-    th.set_num_threads(1)
-    return run_once(
-        path,
-        partial(_make_model, env_id, variant, seed, kwargs),
-        n_steps,
-        callback,
-        algo="sac" if variant is None else "diffsac",
-        seed=seed,
-        settings=dict(env=env_id, steps=n_steps, **(variant or {}), **kwargs),
-    )
+    settings: dict[str, Any] = dict(env=env_id, seed=seed, steps=n_steps, eval_every=eval_every, eval_episodes=eval_episodes)
+    settings |= {**kwargs, **(variant or {})}
+    make_model = partial(_make_model, env_id, variant, seed, kwargs)
+    callback = partial(EvaluationPoints, env_id, eval_every, eval_episodes, measure=measure)
+    return stored_result(path, settings, partial(train_and_evaluate, make_model, n_steps, callback))
 
 
 def compare(
@@ -54,7 +58,7 @@ def compare(
     env_id: str,
     n_steps: int,
     folder: str | Path,
-    seeds: tuple[int, ...] = (0, 1),
+    seeds: Iterable[int] = (0, 1),
     eval_every: int = 10_000,
     eval_episodes: int = 10,
     n_jobs: int = 1,
@@ -62,30 +66,36 @@ def compare(
     **kwargs: Any,
 ) -> Runs:
     """
-    Train variants of DiffSAC. Each run is written when it ends, and is skipped when its file is there.
+    Train variants of DiffSAC. Each run is written when it ends, and is read when its file is there.
 
-    :param variants: by their names what each has in place of DiffSAC's keyword arguments, or None for SAC
+    :param variants: by their names what each has of keyword arguments of its own of DiffSAC, or None for SAC
     :param env_id: environment
     :param n_steps: steps of the environment of each run
     :param folder: where the results stand, one file a run in a folder of the environment's name
     :param seeds: seeds
-    :param eval_every: steps between two evaluations
+    :param eval_every: steps between two evaluations, the last of which is at the end
     :param eval_episodes: episodes of each evaluation
-    :param n_jobs: runs at a time, one thread each
+    :param n_jobs: runs at a time, in processes of their own with one thread each; with 1 they run in this process
     :param measure: what else to measure at each evaluation
     :param kwargs: keyword arguments of all the variants
     :return: results by name of the variants
+    :raises ValueError: if ``n_steps`` is not a multiple of ``eval_every``, or a result is there that was made with other
+        settings
     """
-    callback = partial(EvaluationPoints, env_id, eval_every, eval_episodes, measure=measure)
+    if n_steps < 1 or n_steps % eval_every != 0:
+        raise ValueError(f"n_steps={n_steps} must be a multiple of eval_every={eval_every}, so that the end is measured")
+    place = Path(folder) / env_id.split(":")[-1]
     tasks = [
-        (Path(folder) / env_id / f"{name}_seed{seed}.json", env_id, variant, n_steps, seed, kwargs, callback)
+        (place / f"{name}_seed{seed}.json", env_id, variant, seed, n_steps, eval_every, eval_episodes, measure, kwargs)
         for seed in seeds
         for name, variant in variants.items()
     ]
     if n_jobs == 1:
         results = [_run(*task) for task in tasks]
     else:
-        with multiprocessing.get_context("spawn").Pool(n_jobs, maxtasksperchild=1) as pool:
+        # Spawned processes import what they need, and PyTorch's threads are set before the first run
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(n_jobs, th.set_num_threads, (1,), maxtasksperchild=1) as pool:
             results = pool.starmap(_run, tasks, chunksize=1)
     runs: Runs = {name: [] for name in variants}
     for (path, *_), result in zip(tasks, results, strict=True):
@@ -107,7 +117,6 @@ def seconds_per_step(
     :param kwargs: keyword arguments of all the variants
     :return: seconds by name of the variants: the first's median, times the median over the rounds of the ratio to it
     """
-    th.set_num_threads(1)
     kwargs = {**kwargs, "learning_starts": n_steps, "buffer_size": n_steps * (n_rounds + 2)}
     models = {name: _make_model(env_id, variant, 0, kwargs) for name, variant in variants.items()}
     measured: dict[str, list[float]] = {name: [] for name in models}
@@ -126,10 +135,12 @@ def k_sweep(
     env_id: str,
     n_steps: int,
     folder: str | Path,
-    diffusion_steps: tuple[int, ...] = (1, 2, 5, 10, 20),
+    diffusion_steps: Iterable[int] = (1, 2, 5, 10, 20),
     eval_every: int = 10_000,
-    seeds: tuple[int, ...] = (0, 1),
+    eval_episodes: int = 10,
+    seeds: Iterable[int] = (0, 1),
     n_jobs: int = 1,
+    chain_kwargs: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Runs:
     """
@@ -137,21 +148,30 @@ def k_sweep(
 
     :param env_id: environment
     :param n_steps: steps of the environment of each run
-    :param folder: where the results stand, see :func:`compare`
+    :param folder: where the results stand, see :func:`compare`; the seconds in ``seconds_K<K>_<K>....json`` there
     :param diffusion_steps: numbers of denoising steps K
     :param eval_every: steps between two evaluations
+    :param eval_episodes: episodes of each evaluation
     :param seeds: seeds
-    :param n_jobs: runs at a time, one thread each
-    :param kwargs: other arguments of :func:`compare`
+    :param n_jobs: runs at a time, see :func:`compare`
+    :param chain_kwargs: keyword arguments of DiffSAC alone
+    :param kwargs: keyword arguments of both algorithms
     :return: results by name of the runs, ``sac`` or ``diffsac-adjoint_K5`` and so on, with ``seconds`` of CPU time until
         each evaluation, by :func:`seconds_per_step`
+    :raises ValueError: see :func:`compare`
     """
-    variants: dict[str, Any] = {f"diffsac-adjoint_K{steps}": dict(diffusion_steps=steps) for steps in diffusion_steps}
+    chain_kwargs, diffusion_steps = chain_kwargs or {}, list(diffusion_steps)
+    estimator = chain_kwargs.get("actor_loss", "adjoint")
+    variants: dict[str, Any] = {
+        f"diffsac-{estimator}_K{steps}": dict(chain_kwargs, diffusion_steps=steps) for steps in diffusion_steps
+    }
     variants = {"sac": None, **variants}
-    runs = compare(variants, env_id, n_steps, folder, seeds, eval_every, n_jobs=n_jobs, **kwargs)
-    kwargs.pop("eval_episodes", None)
+    runs = compare(variants, env_id, n_steps, folder, seeds, eval_every, eval_episodes, n_jobs, **kwargs)
+    path = Path(folder) / env_id.split(":")[-1] / f"seconds_K{'_'.join(map(str, diffusion_steps))}.json"
+    settings = dict(variants=variants, **kwargs)
+    measured = stored_result(path, settings, lambda: {"seconds": seconds_per_step(variants, env_id, **kwargs)})
     learning_starts = kwargs.get("learning_starts", 100)
-    for name, seconds in seconds_per_step(variants, env_id, **kwargs).items():
+    for name, seconds in measured["seconds"].items():
         for point in (point for run in runs[name] for point in run["points"]):
             point["seconds"] = seconds * max(0, point["step"] - learning_starts)
     return runs
@@ -163,18 +183,22 @@ def k_sweep_table(runs: Runs) -> str:
     :return: Markdown table of the mean return at the end over the seeds, each seed's, CPU seconds of training, and the return
         after as many seconds as SAC took
     """
-    lines = [
-        "| run | steps | return | each seed | CPU seconds | return after SAC's CPU seconds |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
     budget = values(runs["sac"], "seconds")[0, -1]
+    rows = []
     for name, of_name in runs.items():
         returns, seconds = values(of_name, "return"), values(of_name, "seconds")
         at_budget = np.mean([np.interp(budget, s, r) for s, r in zip(seconds, returns, strict=True)])
-        each = ", ".join(f"{value:.0f}" for value in returns[:, -1])
-        steps = int(of_name[0]["points"][-1]["step"])
-        lines.append(f"| {name} | {steps:,} | {returns[:, -1].mean():.0f} | {each} | {seconds[0, -1]:.0f} | {at_budget:.0f} |")
-    return "\n".join(lines)
+        rows.append(
+            {
+                "run": name,
+                "steps": f"{int(of_name[0]['points'][-1]['step']):,}",
+                "return": f"{returns[:, -1].mean():.0f}",
+                "each seed": ", ".join(f"{value:.0f}" for value in returns[:, -1]),
+                "CPU seconds": f"{seconds[0, -1]:.0f}",
+                "return after SAC's CPU seconds": f"{at_budget:.0f}",
+            }
+        )
+    return markdown(rows)
 
 
 def plot_k_sweep(runs: Runs, path: str | Path, title: str = "") -> None:

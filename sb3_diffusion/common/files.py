@@ -12,7 +12,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes | memoryview) -> No
     :param content: what the file will hold
     :raises OSError: if it cannot be written
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # what a symbolic link points to, not the link, is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".tmp")
     try:

@@ -101,23 +101,24 @@ class ChainPolicy(ActionScaling):
         trained = n_steps == self.schedule.diffusion_steps
         self.inference_schedule = self.schedule if trained else self.schedule.respaced(n_steps)
 
-    def control_fn(self, context: th.Tensor) -> ControlFn:
+    def control_fn(self, context: th.Tensor, schedule: NoiseSchedule | None = None) -> ControlFn:
         """
         :param context: what the score network needs to know of the observations, (B, W)
-        :return: the control function of these observations on the schedule of training
+        :param schedule: the schedule of training, which None is, too, or of inference
+        :return: the control function of these observations on that schedule
         """
-        network, schedule = self.score_network, self.schedule
+        network, trained = self.score_network, self.schedule
         forward_step: Callable[[th.Tensor | None, int], th.Tensor] | None = None
 
         def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
             nonlocal forward_step
             if not isinstance(step, int):
-                return network.control(context, at_step(schedule.visibility, step) * x, step)
+                return network.control(context, at_step(trained.visibility, step) * x, step)
             if forward_step is None:
                 forward_step = network.unroll(context)
-            return network.to_control(forward_step(x if step in schedule.visible_steps else None, step))
+            return network.to_control(forward_step(x if step in trained.visible_steps else None, step))
 
-        return control
+        return control if schedule in (None, trained) else respaced_control(control, schedule)
 
     def run_chain(self, sampler: Callable[..., Any], context: th.Tensor, schedule: NoiseSchedule, *inputs: th.Tensor) -> Any:
         """
@@ -130,10 +131,7 @@ class ChainPolicy(ActionScaling):
         :param inputs: other arguments of the sampler
         :return: what the sampler returns
         """
-        control_fn = self.control_fn(context)
-        if schedule is not self.schedule:
-            control_fn = respaced_control(control_fn, schedule)
-        return sampler(control_fn, schedule, *inputs)
+        return sampler(self.control_fn(context, schedule), schedule, *inputs)
 
     def _compile_chain(self) -> None:
         self.run_chain = th.compile(self.run_chain)  # type: ignore[method-assign]

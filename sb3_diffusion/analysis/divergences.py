@@ -1,5 +1,6 @@
 """What does the divergence that the actor descends change: which modes it keeps, and what it earns?"""
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_diffusion.analysis.evaluation import values
+from sb3_diffusion.analysis.evaluation import markdown, values
 from sb3_diffusion.analysis.modes import mode_coverage
 from sb3_diffusion.analysis.sweep import Runs, compare
 
@@ -35,7 +36,7 @@ def least_share(env_id: str, model: BaseAlgorithm) -> dict[str, float]:
 def divergence(
     env_id: str,
     folder: str | Path,
-    actor_losses: tuple[str, ...] = ("adjoint", "pathwise"),
+    actor_losses: Iterable[str] | None = None,
     **kwargs: Any,
 ) -> Runs:
     """
@@ -43,13 +44,18 @@ def divergence(
 
     :param env_id: environment; for those of ``DIVERGENCE_TASKS`` the other arguments have defaults
     :param folder: where the results stand, see :func:`.compare`
-    :param actor_losses: estimators of the gradient of the reverse KL
+    :param actor_losses: estimators of the gradient of the reverse KL; if None the task's, or ``adjoint`` and ``pathwise``
     :param kwargs: other arguments of :func:`.compare`
     :return: results by name of the runs: ``reverse-adjoint`` and so on, and ``forward``
+    :raises ValueError: see :func:`.compare`; without ``n_steps`` for an environment that has no default
     """
-    kwargs = {"actor_losses": actor_losses, **DIVERGENCE_TASKS.get(env_id, {}), **kwargs}
-    variants: dict[str, Any] = {f"reverse-{name}": dict(actor_loss=name) for name in kwargs.pop("actor_losses")}
-    measure = partial(least_share, env_id) if env_id in ("MultiGoal-v0", "TurningDoubleWell-v0") else None
+    task = env_id.split(":")[-1]
+    kwargs = {**DIVERGENCE_TASKS.get(task, {}), **kwargs}
+    if "n_steps" not in kwargs:
+        raise ValueError(f"{env_id} has no default settings, those that have are {list(DIVERGENCE_TASKS)}: give n_steps")
+    of_task = kwargs.pop("actor_losses", ("adjoint", "pathwise"))
+    variants: dict[str, Any] = {f"reverse-{name}": dict(actor_loss=name) for name in actor_losses or of_task}
+    measure = partial(least_share, env_id) if task in ("MultiGoal-v0", "TurningDoubleWell-v0") else None
     return compare({**variants, "forward": dict(divergence="forward")}, env_id, folder=folder, measure=measure, **kwargs)
 
 
@@ -60,18 +66,17 @@ def divergence_table(runs: Runs) -> str:
         the share of the rarest mode where it is known
     """
     columns = {
-        "return": "return",
-        "return of sampled actions": "stochastic_return",
-        "CPU seconds": "cpu_seconds",
-        "share of the rarest mode": "least_share",
+        "return": ("return", ".0f"),
+        "return of sampled actions": ("stochastic_return", ".0f"),
+        "CPU seconds": ("cpu_seconds", ".0f"),
+        "share of the rarest mode": ("least_share", ".2f"),
     }
-    points = next(iter(runs.values()))[0]["points"][-1]
-    columns = {title: key for title, key in columns.items() if key in points}
-    lines = [["divergence", "steps", *columns], ["---"] * (len(columns) + 2)]
+    rows = []
     for name, of_name in runs.items():
-        cells = []
-        for key in columns.values():
-            ends = values(of_name, key)[:, -1]
-            cells.append(", ".join(f"{end:.2f}" if key == "least_share" else f"{end:.0f}" for end in ends))
-        lines.append([name, f"{int(of_name[0]['points'][-1]['step']):,}", *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        last = of_name[0]["points"][-1]
+        row = {"divergence": name, "steps": f"{int(last['step']):,}"}
+        for title, (key, form) in columns.items():
+            if key in last:
+                row[title] = ", ".join(f"{end:{form}}" for end in values(of_name, key)[:, -1])
+        rows.append(row)
+    return markdown(rows)
