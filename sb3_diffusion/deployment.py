@@ -23,7 +23,7 @@ from torch import nn
 
 from sb3_diffusion.common.action_scaling import unscale_action
 from sb3_diffusion.common.files import write_whole
-from sb3_diffusion.common.policies import DiffusionActorCriticPolicy, DiffusionSACPolicy
+from sb3_diffusion.common.policies import ChainPolicy, DiffusionActorCriticPolicy, DiffusionSACPolicy
 
 OBSERVATION, NOISE, ACTION = "observation", "noise", "action"
 ONNX_OPSET = 18
@@ -87,7 +87,8 @@ class DeployedPolicy(nn.Module):
         self.policy = copy.deepcopy(policy).to("cpu")
         self.policy.set_training_mode(False)
         for module in self.policy.modules():
-            vars(module).pop("run_chain", None)  # compiled, and bound to the original
+            if isinstance(module, ChainPolicy):
+                module.compile_chain = False  # the file is made of plain operations
         for name in UNUSED_NETWORKS if self.n_candidates > 1 else (*UNUSED_NETWORKS, "critic"):
             setattr(self.policy, name, None)
 

@@ -1,5 +1,7 @@
 """``compile_chain``: the same numbers, and all that a policy can do. Without the C++ compiler, which is torch's own matter."""
 
+import copy
+import pickle
 from functools import partial
 
 import gymnasium as gym
@@ -7,6 +9,7 @@ import pytest
 import torch as th
 
 from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
+from sb3_diffusion.common.policies import compiled
 
 SMALL = dict(net_arch=[8], compile_chain=True)
 
@@ -15,6 +18,7 @@ SMALL = dict(net_arch=[8], compile_chain=True)
 def traced_only(monkeypatch):
     monkeypatch.setattr(th, "compile", partial(th.compile, backend="eager"))
     yield
+    compiled.cache_clear()
     th._dynamo.reset()
 
 
@@ -42,6 +46,21 @@ def test_compiled_chain_is_the_same(algorithm, tmp_path):
         action = plain.predict(obs, deterministic=True)[0]
         for each in (model, loaded):
             assert each.predict(obs, deterministic=True)[0] == pytest.approx(action, abs=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", [DiffSAC, DiffPPO])
+def test_a_copy_has_weights_of_its_own(algorithm):
+    policy = make_model(algorithm).policy
+    obs = policy.observation_space.sample()
+    action = policy.predict(obs, deterministic=True)[0]
+    copies = copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))
+    with th.no_grad():
+        for param in policy.parameters():
+            param.add_(1.0)
+    assert policy.predict(obs, deterministic=True)[0] != pytest.approx(action, abs=1e-3)
+    for each in copies:
+        assert each.compile_chain if algorithm is DiffPPO else each.actor.compile_chain
+        assert each.predict(obs, deterministic=True)[0] == pytest.approx(action, abs=1e-6)
 
 
 def test_compiled_chain_back_propagates():

@@ -249,6 +249,8 @@ def test_loss_is_the_soft_objective():
 
 
 def test_horizon_does_not_depend_on_k():
+    """From two steps on; with one there are no steps of the chain between which credit is lost."""
+    assert make_model(diffusion_steps=1).rollout_buffer.gae_lambda_diffusion ** 0 == 1
     for diffusion_steps in (2, 5, 20):
         gae_lambda_diffusion = make_model(diffusion_steps=diffusion_steps).rollout_buffer.gae_lambda_diffusion
         assert gae_lambda_diffusion ** (diffusion_steps - 1) == pytest.approx(0.65)
@@ -260,6 +262,25 @@ def test_temperature_follows_progress():
     temperatures = []
     model.learn(64, callback=lambda locals_, _: temperatures.append(model.temperature) or True)
     assert sorted(set(temperatures), reverse=True) == pytest.approx([0.2, 0.15, 0.1, 0.05])
+
+
+@pytest.mark.parametrize("ent_coef", ["lin_0.2", lambda progress: 0.2 * progress])
+def test_temperature_of_a_second_training(ent_coef):
+    """Its first rollout is at its own start, not where the last one ended, which was beyond its end."""
+    model = make_model(ent_coef=ent_coef).learn(20)
+    assert model.temperature == pytest.approx(0.2 * 4 / 20)
+    temperatures = []
+    model.learn(48, callback=lambda locals_, _: temperatures.append(model.temperature) or True)
+    assert sorted(set(temperatures), reverse=True) == pytest.approx([0.2, 0.2 * 2 / 3, 0.2 / 3])
+    temperatures.clear()
+    model.learn(16, reset_num_timesteps=False, callback=lambda *_: temperatures.append(model.temperature) or True)
+    assert sorted(set(temperatures)) == pytest.approx([0.2 * 16 / 64])
+
+
+def test_temperature_can_be_set_between_trainings():
+    model = make_model().learn(16)
+    model.ent_coef = 0.3
+    assert model.learn(16).temperature == 0.3
 
 
 def test_timeouts_are_bootstrapped():
@@ -279,6 +300,9 @@ def test_timeouts_are_bootstrapped():
     model = rollout(env=TwoSteps(), gamma=0.9)
     value = model.policy.predict_values(th.ones(1, 1)).item()  # cosine schedule: the same for every x_K
     np.testing.assert_allclose(model.rollout_buffer.rewards[:4, 0], [1, 1 + 0.9 * value, 1, 1 + 0.9 * value], rtol=1e-5)
+    integers = DummyVecEnv([TwoSteps])
+    integers.buf_rews = integers.buf_rews.astype(np.int64)  # as SubprocVecEnv hands over an environment's integers
+    np.testing.assert_allclose(rollout(env=integers, gamma=0.9).rollout_buffer.rewards, model.rollout_buffer.rewards)
     TwoSteps.truncates = False
     np.testing.assert_allclose(rollout(env=TwoSteps(), gamma=0.9).rollout_buffer.rewards, 1.0)
 
@@ -326,7 +350,7 @@ def test_save_and_load(policy, tmp_path):
     assert np.array_equal(alone.predict(obs, deterministic=True)[0], expected)
     loaded.learn(16, reset_num_timesteps=False)
     assert loaded.num_timesteps == 32
-    assert DiffPPO.load(tmp_path / "model", ent_coef=0.5).ent_coef_schedule(0.3) == 0.5
+    assert DiffPPO.load(tmp_path / "model", ent_coef=0.5, env=model.env).learn(16).temperature == 0.5
     with pytest.raises(ValueError, match="ent_coef=-1"):
         DiffPPO.load(tmp_path / "model", ent_coef=-1)
 
@@ -367,6 +391,9 @@ def test_actions_that_are_no_box(space):
         (dict(clip_range_first_step=-0.1), "clip_range_first_step=-0.1"),
         (dict(use_sde=True), "use_sde=True: gSDE needs a Gaussian policy"),
         (dict(policy_kwargs=dict(diffusion_steps=3)), r"policy_kwargs\['diffusion_steps'\]=3: leave it out"),
+        (dict(rollout_buffer_kwargs=dict(diffusion_steps=3)), r"rollout_buffer_kwargs\['diffusion_steps'\]=3: leave it out"),
+        (dict(vf_coef=-1.0), "vf_coef=-1.0: it must be at least 0"),
+        (dict(gamma=1.5), "gamma=1.5: it must be between 0 and 1"),
     ],
 )
 def test_bad_arguments(kwargs, message):

@@ -131,6 +131,13 @@ def test_fewer_steps_at_inference(noise_schedule, learn_std):
         actor.inference_steps = 7
 
 
+def test_inference_steps_of_the_policy_are_its_actors():
+    policy = make_policy(diffusion_steps=6)
+    assert policy.inference_steps == 6
+    policy.inference_steps = 2
+    assert policy.inference_steps == policy.actor.inference_steps == 2
+
+
 def test_best_of_candidates():
     policy = make_policy()
     obs = np.stack([OBSERVATION_SPACE.sample() for _ in range(200)])
@@ -150,6 +157,9 @@ def test_best_of_candidates():
     second, _ = policy.predict(obs, deterministic=True)
     assert np.array_equal(first, second)
     assert np.allclose(policy.predict(obs[7], deterministic=True)[0], first[7], atol=1e-5)
+    state = th.get_rng_state()
+    policy.predict(obs, deterministic=True)
+    assert th.equal(th.get_rng_state(), state)
     with pytest.raises(ValueError, match="n_action_candidates=0"):
         policy.n_action_candidates = 0
 

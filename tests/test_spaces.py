@@ -55,6 +55,21 @@ def test_actions(algorithm, name):
         make_model(algorithm, AnySpaceEnv(BOX, OBSERVATIONS[name]))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32])
+@pytest.mark.parametrize("algorithm", [DiffSAC, DiffWPO])
+def test_integer_actions(algorithm, dtype):
+    with pytest.raises(ValueError, match="a replay buffer cannot hold real actions in"):
+        make_model(algorithm, AnySpaceEnv(BOX, spaces.Box(0, 10, (2,), dtype)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+@pytest.mark.parametrize("algorithm", KWARGS)
+def test_other_precisions(algorithm, dtype):
+    env = AnySpaceEnv(spaces.Box(-1, 1, (2,), dtype), spaces.Box(-2, 3, (2,), np.float64))
+    model = make_model(algorithm, env).learn(20)
+    assert env.action_space.contains(model.predict(env.observation_space.sample())[0])
+
+
 @pytest.mark.parametrize("algorithm", KWARGS)
 def test_vec_normalize_and_many_environments(algorithm):
     env = VecNormalize(DummyVecEnv([lambda: AnySpaceEnv(BOX)] * 2))

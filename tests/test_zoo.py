@@ -19,6 +19,7 @@ from rl_zoo3.utils import ALGOS
 import sb3_diffusion
 import sb3_diffusion_zoo_hook
 from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
+from sb3_diffusion.common.temperature import TemperatureSchedule
 from sb3_diffusion.zoo import ALGORITHMS, hyperparams_path, register
 
 ROOT = Path(sb3_diffusion.__file__).parent.parent
@@ -120,7 +121,7 @@ def test_sampler_of_diffppo():
         assert kwargs == HYPERPARAMS_CONVERTER["diffppo"](trial.params)
         assert len(trial.params) <= 8
         kwargs["policy_kwargs"]["net_arch"] = [8]
-        ends.add(DiffPPO("MlpPolicy", "Pendulum-v1", **kwargs).ent_coef_schedule(0.0))
+        ends.add(TemperatureSchedule(DiffPPO("MlpPolicy", "Pendulum-v1", **kwargs).ent_coef)(0.0))
     assert ends == {0.0, 0.001, 0.01}
 
 

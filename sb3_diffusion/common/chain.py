@@ -373,6 +373,21 @@ def path_log_ratio(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
     return gaussian_log_prob(chain.x[0], 0.0, schedule.prior_std) + chain.log_ratio.sum(dim=0)
 
 
+def describe_chain(log_ratio: th.Tensor, x_0: th.Tensor) -> dict[str, th.Tensor]:
+    """
+    :param log_ratio: log-ratio of each step's kernel to the reference kernel, in nats, (K, B)
+    :param x_0: ends of the chains, (B, d)
+    :return: what to log: the mean log-ratio of the first, the middle and the last step, which estimates their KL, and of all;
+        and the share of actions beyond 0.99 of the range
+    """
+    step_kl = log_ratio.mean(dim=1)  # (K,)
+    n_steps = len(step_kl)
+    info = {f"diffusion/kl_step_{step}": step_kl[step - 1] for step in sorted({1, (n_steps + 1) // 2, n_steps})}
+    info["diffusion/log_ratio"] = step_kl.sum()
+    info["diffusion/action_saturation"] = (x_0.abs() > math.atanh(0.99)).float().mean()
+    return info
+
+
 def path_log_ratio_noising(control_fn: ControlFn, schedule: NoiseSchedule, x: th.Tensor) -> th.Tensor:
     """
     The same number as :func:`path_log_ratio`, for any path and from the noising kernels: the noising process is

@@ -33,6 +33,16 @@ def check_positive(name: str, value: Any, what: str = "") -> None:
         raise ValueError(f"{name}={value!r}: {what or 'it'} must be a positive and finite number")
 
 
+def check_share(name: str, value: Any) -> None:
+    """
+    :param name: name of an argument
+    :param value: its value
+    :raises ValueError: if it is not a number from 0 to 1
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"{name}={value!r}: it must be between 0 and 1")
+
+
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """
     :param name: name of an argument
@@ -66,16 +76,29 @@ def check_action_space(action_space: Any) -> None:
         raise ValueError(f"action_space={action_space}: a diffusion policy needs a Box with finite bounds, low < high")
 
 
-def merge_policy_kwargs(algorithm: str, given: Mapping[str, Any], needed: Mapping[str, Any]) -> dict[str, Any]:
+def check_real_actions(action_space: spaces.Box) -> None:
+    """
+    :param action_space: action space
+    :raises ValueError: if its actions are integers, into which a replay buffer would cut the policy's, from -1 to 1
+    """
+    if action_space.dtype.kind != "f":
+        raise ValueError(
+            f"action_space={action_space}: a replay buffer cannot hold real actions in {action_space.dtype}. Let the "
+            "environment have a Box of float32 and round in its step(), or use DiffPPO"
+        )
+
+
+def merge_kwargs(algorithm: str, what: str, given: Mapping[str, Any], needed: Mapping[str, Any]) -> dict[str, Any]:
     """
     :param algorithm: name of the algorithm, for the error
-    :param given: the user's ``policy_kwargs``
-    :param needed: what the algorithm hands the policy from its own arguments
+    :param what: ``policy_kwargs`` or ``rollout_buffer_kwargs``, for the error
+    :param given: the user's
+    :param needed: what the algorithm adds from its own arguments
     :return: both
     :raises ValueError: if both say something of the same argument
     """
     for name in needed.keys() & given.keys():
-        raise ValueError(f"policy_kwargs[{name!r}]={given[name]!r}: leave it out, {algorithm}'s own arguments say it")
+        raise ValueError(f"{what}[{name!r}]={given[name]!r}: leave it out, {algorithm}'s own arguments say it")
     return {**given, **needed}
 
 

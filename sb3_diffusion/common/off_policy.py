@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     PyTorchObs,
@@ -21,13 +22,14 @@ from stable_baselines3.sac.sac import SAC
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sb3_diffusion.common.chain import Chain, Visits, take_steps
+from sb3_diffusion.common.chain import Chain, Visits, describe_chain, take_steps
 from sb3_diffusion.common.checks import (
     check_choice,
     check_integer,
     check_no_sde,
     check_positive,
-    merge_policy_kwargs,
+    check_share,
+    merge_kwargs,
     optimize,
 )
 from sb3_diffusion.common.env_checks import CheckedAlgorithm, check_transition, report_dead_workers
@@ -152,6 +154,8 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
             )
         if self.divergence == "forward" and self.n_action_samples == 1:
             raise ValueError("n_action_samples=1: divergence='forward' weighs chains against each other, choose 2 or more")
+        for name in ("gamma", "tau"):
+            check_share(name, getattr(self, name))
         for name in ("policy_delay", "denoising_steps_per_update", "n_action_samples", "target_update_interval"):
             check_integer(name, getattr(self, name))
         if self.qf_learning_rate is not None and not callable(self.qf_learning_rate):
@@ -179,7 +183,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         given = {name: value for name, value in self.policy_kwargs.items() if name != "use_sde"}
         automatic, number = parse_auto("target_entropy", self.target_entropy)
         self.target_entropy = "auto" if automatic else number
-        self.policy_kwargs = merge_policy_kwargs(type(self).__name__, given, self._get_needed_policy_kwargs())
+        self.policy_kwargs = merge_kwargs(type(self).__name__, "policy_kwargs", given, self._get_needed_policy_kwargs())
         super()._setup_model()
         # What the user gave is what load() compares with
         self.policy_kwargs = given
@@ -187,6 +191,12 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1), fused=True)
         if automatic:
             self.target_entropy = number * float(self.target_entropy)
+        highest = get_action_dim(self.action_space) * math.log(2)
+        if self.log_ent_coef is not None and not float(self.target_entropy) < highest:
+            raise ValueError(
+                f"target_entropy={self.target_entropy}: actions in [-1, 1] have less than {highest:.3f} nats, so that the "
+                "automatic temperature would only rise. Choose a lower target, or a fixed ent_coef"
+            )
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
@@ -328,11 +338,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         """
         if self._n_updates // self.policy_delay % DESCRIBE_INTERVAL != 1:
             return {}
-        step_kl = chain.log_ratio.detach().mean(dim=1)  # (K,)
-        n_steps = len(step_kl)
-        info = {f"diffusion/kl_step_{step}": step_kl[step - 1] for step in sorted({1, (n_steps + 1) // 2, n_steps})}
-        info["diffusion/log_ratio"] = step_kl.sum()
-        info["diffusion/action_saturation"] = (chain.x[0].detach().abs() > math.atanh(0.99)).float().mean()
+        info = describe_chain(chain.log_ratio.detach(), chain.x[0].detach())
         gradients = [param.grad for param in self.actor.score_network.parameters() if param.grad is not None]
         info["diffusion/denoiser_grad_norm"] = th.nn.utils.get_total_norm(gradients)
         return info

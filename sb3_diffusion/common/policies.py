@@ -1,5 +1,6 @@
 """Actors and policies: the one place where noise schedule, score network and chain meet."""
 
+import functools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -39,7 +40,13 @@ from sb3_diffusion.common.chain import (
     sample_latent_action,
     sample_path,
 )
-from sb3_diffusion.common.checks import check_action_space, check_finite_tensor, check_integer, check_no_sde
+from sb3_diffusion.common.checks import (
+    check_action_space,
+    check_finite_tensor,
+    check_integer,
+    check_no_sde,
+    check_real_actions,
+)
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.score_network import DenoisingNetwork, ScoreNetwork, use_relu_in_place
 from sb3_diffusion.common.wrappers import AugmentedSpace
@@ -48,7 +55,7 @@ from sb3_diffusion.common.wrappers import AugmentedSpace
 # this width
 MAX_DEFAULT_DENOISER_WIDTH = 64
 
-# Greater observations count as this: the networks work in single precision, which their activations must not exceed
+# Greater observations count as this for the actor: its networks work in single precision, which activations must not exceed
 OBSERVATION_MAX = 1e15
 
 
@@ -78,14 +85,25 @@ def limit_observation(obs: PyTorchObs) -> PyTorchObs:
         if not values.is_floating_point():
             return values
         # Zero times infinity is NaN
-        return th.add(values.clamp(-OBSERVATION_MAX, OBSERVATION_MAX), values, alpha=0)
+        bound = min(OBSERVATION_MAX, th.finfo(values.dtype).max)
+        return th.add(values.clamp(-bound, bound), values, alpha=0)
 
     return {key: limit(value) for key, value in obs.items()} if isinstance(obs, dict) else limit(obs)
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    :param function: function
+    :return: what ``torch.compile`` makes of it, the same for all who ask, so that copies of a policy need no own
+    """
+    return th.compile(function)
 
 
 class ChainPolicy(ActionScaling):
     """What all diffusion policies share: sampling chains with their score network on their noise schedule."""
 
+    compile_chain: bool
     action_dim: int
     schedule: NoiseSchedule
     inference_schedule: NoiseSchedule
@@ -123,7 +141,7 @@ class ChainPolicy(ActionScaling):
     def run_chain(self, sampler: Callable[..., Any], context: th.Tensor, schedule: NoiseSchedule, *inputs: th.Tensor) -> Any:
         """
         All denoising steps. What takes most of the time of small batches are their many operations, and with
-        ``compile_chain`` this method is compiled.
+        ``compile_chain`` they are compiled.
 
         :param sampler: a function of a control function, a noise schedule and the inputs, see :mod:`.chain`
         :param context: what the score network needs to know of the observations, (B, W)
@@ -131,10 +149,11 @@ class ChainPolicy(ActionScaling):
         :param inputs: other arguments of the sampler
         :return: what the sampler returns
         """
-        return sampler(self.control_fn(context, schedule), schedule, *inputs)
+        run = compiled(ChainPolicy._run_chain) if self.compile_chain else ChainPolicy._run_chain
+        return run(self, sampler, context, schedule, *inputs)
 
-    def _compile_chain(self) -> None:
-        self.run_chain = th.compile(self.run_chain)  # type: ignore[method-assign]
+    def _run_chain(self, sampler: Callable[..., Any], context: th.Tensor, schedule: NoiseSchedule, *inputs: th.Tensor) -> Any:
+        return sampler(self.control_fn(context, schedule), schedule, *inputs)
 
     def sample(self, context: th.Tensor, noise: th.Tensor | None = None) -> Chain:
         """
@@ -247,8 +266,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
             denoiser_activation_fn=denoiser_activation_fn,
             learn_std=learn_std,
         )
-        if compile_chain:
-            self._compile_chain()
+        self.compile_chain = compile_chain
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -432,6 +450,7 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
     ):
         check_no_sde(use_sde)
         check_action_space(action_space)
+        check_real_actions(action_space)
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(fused=True)
         if net_arch is None:
@@ -527,6 +546,15 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         return data
 
     @property
+    def inference_steps(self) -> int:
+        """Denoising steps of ``predict``; training always uses ``diffusion_steps``."""
+        return self.actor.inference_steps
+
+    @inference_steps.setter
+    def inference_steps(self, n_steps: int) -> None:
+        self.actor.inference_steps = n_steps
+
+    @property
     def n_action_candidates(self) -> int:
         """Number of actions of which ``predict`` takes the one that the critics value most; 1 is off."""
         return self._n_action_candidates
@@ -549,14 +577,13 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         """
         n, actor = self.n_action_candidates, self.actor
         batch_size = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
-        noise = draw_noise(actor.inference_schedule, n * batch_size, actor.action_dim)
-        if deterministic:
-            # The same for every observation, so that an action does not depend on what else is in the batch
-            generator = th.Generator(device=noise.device).manual_seed(0)
-            candidates = noise[:, :n].clone().normal_(generator=generator)
-            candidates[:, 0] = 0.0
-            noise = candidates.repeat(1, batch_size, 1)
-        return self.best_candidate(obs, noise)
+        if not deterministic:
+            return self.best_candidate(obs, draw_noise(actor.inference_schedule, n * batch_size, actor.action_dim))
+        # The same for every observation, so that an action does not depend on what else is in the batch
+        candidates = actor.inference_schedule.std.new_empty(actor.inference_steps + 1, n, actor.action_dim)
+        candidates.normal_(generator=th.Generator(device=candidates.device).manual_seed(0))
+        candidates[:, 0] = 0.0
+        return self.best_candidate(obs, candidates.repeat(1, batch_size, 1))
 
     def best_candidate(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         """
@@ -713,6 +740,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     ):
         check_no_sde(use_sde)
         check_action_space(action_space)
+        check_real_actions(action_space)
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(eps=1e-5, fused=True)
         augmented = AugmentedSpace.parse(observation_space, get_action_dim(action_space))
@@ -752,8 +780,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             optimizer_class,
             optimizer_kwargs,
         )
-        if compile_chain:
-            self._compile_chain()
+        self.compile_chain = compile_chain
         # On the augmented MDP the action is a latent one, which the wrapper squashes
         self._squash_output = augmented is None
 

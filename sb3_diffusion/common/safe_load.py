@@ -62,7 +62,7 @@ ENTRIES = {"data", "_stable_baselines3_version", SYSTEM_INFO, SETTINGS, *(f"{nam
 
 # What follows from the other settings
 DERIVED = {
-    *("lr_schedule", "qf_lr_schedule", "ent_coef_schedule", "log_ent_coef", "ent_coef_optimizer"),
+    *("lr_schedule", "qf_lr_schedule", "log_ent_coef", "ent_coef_optimizer"),
     *("batch_norm_stats", "batch_norm_stats_target"),
 }
 

@@ -50,8 +50,9 @@ class TemperatureSchedule:
         :raises ValueError: if the user's own function gives a number that is negative or not finite
         """
         if not callable(self.ent_coef):
-            return SHAPES[self.shape](self.start, self.end, progress_remaining)
-        value = float(self.ent_coef(progress_remaining))
+            # A rollout that goes beyond the end of training leaves less than nothing
+            return SHAPES[self.shape](self.start, self.end, max(progress_remaining, 0.0))
+        value = float(self.ent_coef(max(progress_remaining, 0.0)))
         if not 0 <= value < math.inf:
             raise ValueError(f"ent_coef({progress_remaining})={value}: a temperature must be finite and at least 0")
         return value

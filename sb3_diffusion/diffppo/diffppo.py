@@ -12,12 +12,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.ppo.ppo import PPO
 
 from sb3_diffusion.common.buffers import ChainRolloutBuffer, ChainRolloutBufferSamples, DictChainRolloutBuffer
-from sb3_diffusion.common.chain import kernel_log_prob, take_steps, terminal_log_prob
+from sb3_diffusion.common.chain import describe_chain, kernel_log_prob, take_steps, terminal_log_prob
 from sb3_diffusion.common.checks import (
     check_integer,
     check_no_sde,
     check_positive,
-    merge_policy_kwargs,
+    check_share,
+    merge_kwargs,
     optimize,
 )
 from sb3_diffusion.common.env_checks import CheckedAlgorithm, check_transition, report_dead_workers
@@ -197,6 +198,7 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
             f"The algorithm only supports {spaces.Box} as action spaces but {self.action_space} was provided"
         )
         check_no_sde(self.use_sde)
+        TemperatureSchedule(self.ent_coef)
         for name in ("n_steps", "batch_size", "n_epochs", "denoising_steps_per_update"):
             value = getattr(self, name)
             if value is not None:
@@ -207,8 +209,10 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
                 check_positive(name, value)
         for name in ("gamma", "gae_lambda", "gae_lambda_diffusion", "gamma_diffusion"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name}={value!r}: it must be between 0 and 1")
+            if value is not None:
+                check_share(name, value)
+        if not self.vf_coef >= 0:
+            raise ValueError(f"vf_coef={self.vf_coef!r}: it must be at least 0")
         if not issubclass(self.policy_class, DiffusionActorCriticPolicy):
             raise ValueError(
                 f"policy={self.policy_class.__name__}: choose 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of "
@@ -220,7 +224,6 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
             )
 
     def _setup_model(self) -> None:
-        self.ent_coef_schedule = TemperatureSchedule(self.ent_coef)
         self._check_arguments()
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
@@ -233,11 +236,10 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
             whole_chain=True,
         )
         given = {name: value for name, value in self.policy_kwargs.items() if name != "use_sde"}
-        self.policy_kwargs = merge_policy_kwargs(type(self).__name__, given, needed)
+        self.policy_kwargs = merge_kwargs(type(self).__name__, "policy_kwargs", given, needed)
         buffer_kwargs = self.rollout_buffer_kwargs
-        self.rollout_buffer_kwargs = dict(
-            buffer_kwargs, diffusion_steps=self.diffusion_steps, gae_lambda_diffusion=self._gae_lambda_diffusion()
-        )
+        needed = dict(diffusion_steps=self.diffusion_steps, gae_lambda_diffusion=self._gae_lambda_diffusion())
+        self.rollout_buffer_kwargs = merge_kwargs(type(self).__name__, "rollout_buffer_kwargs", buffer_kwargs, needed)
         super()._setup_model()
         # What the user gave is what load() compares with
         self.policy_kwargs, self.rollout_buffer_kwargs = given, buffer_kwargs
@@ -279,7 +281,8 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         # Switch to eval mode (this affects batch norm / dropout)
         self.policy.set_training_mode(False)
         # One temperature for the rewards of a rollout and for its updates
-        self.temperature = self.ent_coef_schedule(self._current_progress_remaining)
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        self.temperature = TemperatureSchedule(self.ent_coef)(self._current_progress_remaining)
         rollout_buffer.reset()
         callback.on_rollout_start()
         own_values: list[th.Tensor] = []
@@ -300,6 +303,7 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
                 return False
 
             self._update_info_buffer(infos, dones)
+            rewards = rewards.astype(np.float32)  # integers would lose what is added to them
             self._bootstrap_timeouts(rewards, dones, infos)
             rollout_buffer.add(self._last_obs, x, rewards, self._last_episode_starts)  # type: ignore[arg-type]
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
@@ -457,18 +461,14 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         """Log what the chains of the last rollout say of the policy."""
         buffer, schedule = self.rollout_buffer, self.policy.schedule
         x = th.as_tensor(buffer.actions, device=self.device).reshape(-1, self.diffusion_steps + 1, self.policy.action_dim)
-        x, log_prob = (
-            x.transpose(0, 1),
-            th.as_tensor(buffer.step_log_probs, device=self.device).reshape(-1, self.diffusion_steps).T,
-        )
+        x = x.transpose(0, 1)  # (K+1, N, d)
+        log_prob = th.as_tensor(buffer.step_log_probs, device=self.device).reshape(-1, self.diffusion_steps).T  # (K, N)
         # The reference kernel is the one without control
-        zeros, steps = th.zeros_like(x[1:]), self.policy.schedule.all_steps()
-        log_ratio = (log_prob - kernel_log_prob(schedule, zeros, zeros, x[1:], x[:-1], steps)).mean(dim=1)  # (K,)
-        for step in sorted({1, (self.diffusion_steps + 1) // 2, self.diffusion_steps}):
-            self.logger.record(f"diffusion/kl_step_{step}", log_ratio[step - 1].item())
-        self.logger.record("diffusion/log_ratio", log_ratio.sum().item())
-        self.logger.record("diffusion/entropy_bound", -(log_ratio.sum() + terminal_log_prob(schedule, x[0]).mean()).item())
-        self.logger.record("diffusion/action_saturation", (x[0].tanh().abs() > 0.99).float().mean().item())
+        zeros, steps = th.zeros_like(x[1:]), schedule.all_steps()
+        info = describe_chain(log_prob - kernel_log_prob(schedule, zeros, zeros, x[1:], x[:-1], steps), x[0])
+        info["diffusion/entropy_bound"] = -(info["diffusion/log_ratio"] + terminal_log_prob(schedule, x[0]).mean())
+        for key, value in info.items():
+            self.logger.record(key, value.item())
 
     def learn(
         self: SelfDiffPPO,
