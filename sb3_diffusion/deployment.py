@@ -228,7 +228,7 @@ def export_onnx(
     try:
         import onnx
     except ImportError as error:
-        raise ImportError("export_onnx needs onnx: pip install sb3-diffusion[export]") from error
+        raise ImportError("export_onnx needs onnx: install this package with its extra [export]") from error
     module = DeployedPolicy(model, vec_normalize)
     inputs, names = module.example(2), [*module.input_names, ACTION]
     options: dict[str, Any] = dict(input_names=names[:-1], output_names=names[-1:], opset_version=ONNX_OPSET)

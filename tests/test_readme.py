@@ -85,11 +85,7 @@ def few_logged_steps(few_steps, monkeypatch):
 def test_python_blocks_run(page, few_logged_steps):
     namespace = {}
     for block in python_blocks(page):
-        if "SAC(DiffusionSACPolicy" in block:
-            # Stock SAC is an example of its own: the blocks that follow go on with DiffSAC
-            exec(block, {})
-        else:
-            exec(block, namespace)
+        exec(block, namespace)
 
 
 def test_there_is_something_to_run():

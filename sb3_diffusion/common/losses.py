@@ -178,7 +178,7 @@ def wasserstein_loss(
     """
     Wasserstein policy optimisation (WPO, arXiv 2505.00663) of each kernel: minus the gradient of this loss is that of
     ``sum_k grad_x log q(x | x_k, s) . grad_x [V_{k-1}(s, x) - alpha log(q / r)(x)]`` at the sampled ``x = x_{k-1}``, with
-    the second factor held fixed. That factor vanishes at the optimum, on every path.
+    the second factor held fixed. With the exact gradient of the values that factor vanishes at the optimum, on every path.
 
     The Fisher rescaling multiplies the gradient by the inverse of the Gaussian's Fisher matrix: the mean's by the
     variance, the standard deviation's by half of it. What is left of ``grad_x log q = -noise / std`` then has the gradient

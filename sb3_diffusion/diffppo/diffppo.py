@@ -95,7 +95,7 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
     :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
     :param prior_std: standard deviation of the prior of the latent action
     :param gae_lambda_diffusion: lambda of generalized advantage estimation for a denoising step; ``0.65 ** (1 / (K - 1))``
-        if None, so that the horizon does not depend on K
+        if None, so that the horizon is the same for every K from 2 on
     :param denoising_steps_per_update: how many denoising steps of each sample an update uses, drawn at random and each
         equally likely, so that the mean over them estimates that over all; all if None
     :param clip_range_first_step: clip range of the first, noisiest step (k = K), from where it grows exponentially to
