@@ -163,16 +163,17 @@ def test_diffppo_trains_acts_and_is_tuned(tmp_path):
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
 
 
-@pytest.mark.parametrize("algo", ["diffsac", "diffwpo"])
-def test_train_enjoy_and_go_on(tmp_path, algo):
-    train = [algo if arg == "diffsac" else arg for arg in TRAIN]
+@pytest.mark.parametrize(("algo", "env"), [("diffsac", "Pendulum-v1"), ("diffwpo", "MultiGoal-v0")])
+def test_train_enjoy_and_go_on(tmp_path, algo, env):
+    """This package's environments are known, too, without --gym-packages."""
+    train = [{"diffsac": algo, "Pendulum-v1": env}.get(arg, arg) for arg in TRAIN]
     python(*train, folder=tmp_path)
-    run = tmp_path / "logs" / algo / "Pendulum-v1_1"
-    assert (run / "Pendulum-v1.zip").exists()
-    assert (run / "Pendulum-v1" / "config.yml").exists()
-    enjoy = ["-m", "rl_zoo3.enjoy", "--algo", algo, "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "10"]
+    run = tmp_path / "logs" / algo / f"{env}_1"
+    assert (run / f"{env}.zip").exists()
+    assert (run / env / "config.yml").exists()
+    enjoy = ["-m", "rl_zoo3.enjoy", "--algo", algo, "--env", env, "-f", "logs", "--no-render", "-n", "10"]
     python(*enjoy, folder=tmp_path)
-    python(*train, "-i", str(run / "Pendulum-v1.zip"), folder=tmp_path)
+    python(*train, "-i", str(run / f"{env}.zip"), folder=tmp_path)
 
 
 def test_a_users_own_file_wins(tmp_path):
