@@ -54,18 +54,18 @@ RUNS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
 }
 
 
-def train(task: tuple[str, float, Path]) -> str:
+def train(task: tuple[str, float, int, Path]) -> str:
     """
-    :param task: name of the run, share of its steps, folder
+    :param task: name of the run, share of its steps, seed, folder
     :return: name of the run
     """
-    name, share, folder = task
+    name, share, seed, folder = task
     env_id, algo, steps, kwargs = RUNS[name]
     steps = int(steps * share)
     th.set_num_threads(1)
     started = time.perf_counter()
     algorithm = DiffSAC if algo == "diffsac" else SAC
-    model = algorithm("MlpPolicy", gym.make(env_id), seed=0, device="cpu", **kwargs).learn(steps)
+    model = algorithm("MlpPolicy", gym.make(env_id), seed=seed, device="cpu", **kwargs).learn(steps)
     model.save(folder / name.replace(", ", "_"))
     print(f"{name}: trained for {steps} steps in {time.perf_counter() - started:.0f} s", flush=True)
     return name
@@ -113,11 +113,12 @@ def main() -> None:
     """Train, measure and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="share of the steps to train for; less is for a quick look")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all the runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--folder", type=Path, default=Path("multimodal"), help="where the results go")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    tasks = [(name, args.share, args.folder) for name in RUNS]
+    tasks = [(name, args.share, args.seed, args.folder) for name in RUNS]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         pool.map(train, tasks, chunksize=1)
     models = {name: load(name, args.folder) for name in RUNS}

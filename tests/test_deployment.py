@@ -375,7 +375,7 @@ def dict_env(key):
 
 def test_without_onnx(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ImportError, match=r"pip install sb3-diffusion\[export\]"):
+    with pytest.raises(ImportError, match=r"its extra \[export\]"):
         export_onnx(make(DiffSAC, "Pendulum-v1"), tmp_path / "policy.onnx")
 
 

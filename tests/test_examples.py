@@ -1,6 +1,7 @@
 """The examples run, with small numbers."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -25,12 +26,12 @@ SHORT = {
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_short_example(name, tmp_path):
+def test_short_example(name, tmp_path, monkeypatch, capsys):
     arguments, printed, written = SHORT[name]
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments.split()]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert printed in done.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *arguments.split()])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert printed in capsys.readouterr().out
     assert all((tmp_path / path).exists() for path in written)
 
 
