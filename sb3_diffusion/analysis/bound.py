@@ -228,7 +228,7 @@ def bound_gap(
 
 def plot_bound_gap(rows: list[dict[str, Any]], path: str | Path) -> None:
     """
-    The three KLs, in nats on a logarithmic scale, and the share of the right side against K.
+    The KLs, on a logarithmic scale, their gap, and the share of the right side against K.
 
     :param rows: rows of :func:`bound_gap`, with a key ``fit`` where several fits are to be told apart
     :param path: where the picture goes
@@ -240,15 +240,13 @@ def plot_bound_gap(rows: list[dict[str, Any]], path: str | Path) -> None:
             label = ", ".join(filter(None, name))
             ax.plot([row["diffusion_steps"] for row in of_name], [row[key] for row in of_name], "o-", label=label)
         steps = sorted({row["diffusion_steps"] for row in rows})
-        # A gap of zero, which K = 1 has, is not on a logarithmic scale
         ax.set(xlabel="denoising steps K", title=key.replace("_", " "), xscale="log", xticks=steps, xticklabels=steps)
-        if key == "share_right":
-            ax.set(ylim=(0, 1))
-        else:
+        if key in ("path_kl", "marginal_kl"):
             ax.set(yscale="log")
         ax.minorticks_off()
         ax.grid(alpha=0.3)
     axes[0].set(ylabel="nats")
+    axes[-1].set(ylim=(0, 1))
     axes[0].legend()
     figure.tight_layout()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
