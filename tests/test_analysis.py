@@ -76,20 +76,18 @@ def test_gap_of_a_single_gaussian_is_zero():
     assert measured["entropy"] == pytest.approx(0.5 * math.log(2 * math.pi * math.e) - 0.5, abs=1e-4)
 
 
-def test_gap_of_a_wide_prior_and_in_two_dimensions():
+def test_gap_of_a_wide_prior():
     th.manual_seed(0)
     measured = measure_gap(lambda x, step: (0 * x, 0 * x), NoiseSchedule(1, prior_std=3.0))
     assert abs(measured["gap"]) < 4 * measured["standard_error"]
     assert measured["entropy"] == pytest.approx(0.5 * math.log(2 * math.pi * math.e * 9), abs=1e-4)
-    measured = measure_gap(lambda x, step: (0 * x, 0 * x - 0.5), NoiseSchedule(1), dim=2, n_points=121)
-    assert abs(measured["gap"]) < 4 * measured["standard_error"]
-    assert measured["entropy"] == pytest.approx(2 * (0.5 * math.log(2 * math.pi * math.e) - 0.5), abs=1e-4)
     with pytest.raises(ValueError, match="too coarse for its last steps"):
         exact_marginal(lambda x, step: (0 * x, 0 * x), NoiseSchedule(60), make_grid(1, 61))
 
 
 def test_least_peak_of_a_collapsed_chain():
     """One peak is all there is, at (1.2, 1.2): the other three have nothing."""
+    th.manual_seed(0)
     schedule, std = NoiseSchedule(1), 0.25
 
     def control_fn(x, step):
@@ -98,6 +96,8 @@ def test_least_peak_of_a_collapsed_chain():
     measured = measure_gap(control_fn, schedule, dim=2, n_chains=10_000, n_points=61)
     assert measured["least_peak"] == pytest.approx(0, abs=1e-12) and measured["share_right"] == pytest.approx(1, abs=1e-4)
     assert measured["marginal_kl"] == pytest.approx(2 * math.log(2), abs=1e-3)  # the same peaks, a quarter of them
+    assert abs(measured["gap"]) < 4 * measured["standard_error"] + 1e-3
+    assert measured["entropy"] == pytest.approx(math.log(2 * math.pi * math.e * std**2), abs=1e-3)
 
 
 def test_bound_gap(tmp_path):
