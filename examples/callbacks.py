@@ -10,10 +10,10 @@ Example::
 import argparse
 from pathlib import Path
 
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_diffusion import DiffSAC
+from sb3_diffusion import CheckpointCallback, DiffSAC
 
 
 class WatchSaturation(BaseCallback):
@@ -48,7 +48,7 @@ if __name__ == "__main__":
     callback = CallbackList(
         [
             EvalCallback(eval_env, eval_freq=args.every, best_model_save_path=str(args.folder), log_path=str(args.folder)),
-            CheckpointCallback(args.every, str(args.folder / "checkpoints"), save_replay_buffer=True),
+            CheckpointCallback(args.every, args.folder / "checkpoints", keep=2),
             watch,
         ]
     )

@@ -107,3 +107,11 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         model.save(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
     assert (tmp_path / "model.zip").read_bytes() == before
+
+
+def test_a_symbolic_link_stays_one(tmp_path):
+    model = DiffSAC("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[8]), buffer_size=10)
+    (tmp_path / "link.zip").symlink_to(tmp_path / "model.zip")
+    model.save(tmp_path / "link")
+    assert (tmp_path / "link.zip").is_symlink() and (tmp_path / "model.zip").is_file()
+    assert DiffSAC.load(tmp_path / "link").num_timesteps == 0

@@ -380,8 +380,7 @@ class DiffusionValue(BaseModel):
 class DiffusionSACPolicy(ActionScaling, SACPolicy):
     """
     Diffusion actor with SAC's critics. Works in stock ``stable_baselines3.SAC``, which back-propagates through the chain,
-    and in
-    :class:`.DiffSAC`.
+    and in :class:`.DiffSAC`.
 
     :param observation_space: observation space
     :param action_space: action space, a bounded ``Box``
