@@ -157,9 +157,9 @@ def parse_args() -> argparse.Namespace:
     name, what = "divergence", "DiffSAC with the reverse and with the forward KL"
     kl = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
     kl.set_defaults(run=run_divergence)
-    kl.add_argument("--envs", nargs="+", default=list(DIVERGENCE_TASKS), help="environments; these have settings of their own")
-    kl.add_argument("--steps", type=int, help="steps of the environment of each run, for another environment")
-    kl.add_argument("--eval-every", type=int, help="steps between two evaluations")
+    kl.add_argument("--envs", nargs="+", default=list(DIVERGENCE_TASKS), help="environments; others than these need --steps")
+    kl.add_argument("--steps", type=int, help="steps of the environment of each run; None is the task's own")
+    kl.add_argument("--eval-every", type=int, help="steps between two evaluations; None is the task's own")
     kl.add_argument("--settings", type=json_object, default={}, help="keyword arguments of all the variants, as JSON")
     add_run_arguments(kl, "divergence")
 

@@ -243,7 +243,7 @@ def plot_bound_gap(rows: list[dict[str, Any]], path: str | Path) -> None:
         ax.set(xlabel="denoising steps K", title=key.replace("_", " "), xscale="log", xticks=steps, xticklabels=steps)
         if key in ("path_kl", "marginal_kl"):
             ax.set(yscale="log")
-        ax.minorticks_off()
+        ax.xaxis.minorticks_off()
         ax.grid(alpha=0.3)
     axes[0].set(ylabel="nats")
     axes[-1].set(ylim=(0, 1))

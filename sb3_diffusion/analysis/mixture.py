@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_diffusion.analysis.modes import mode_coverage
@@ -71,7 +72,12 @@ def fit_mixture(diffusion_steps: int, n_steps: int = MIXTURE_STEPS, seed: int = 
         policy_delay=2,
         buffer_size=6000,
         learning_starts=2000,
-        policy_kwargs=dict(net_arch=dict(pi=[64, 64], qf=[128, 128, 128], denoiser=[64, 64]), n_critics=1),
+        policy_kwargs=dict(
+            net_arch=dict(pi=[64, 64], qf=[128, 128, 128], denoiser=[64, 64]),
+            n_critics=1,
+            # At this learning rate a ReLU encoder may die, and the policy is then the same at every heading
+            activation_fn=th.nn.SiLU,
+        ),
         seed=seed,
         device="cpu",
     )

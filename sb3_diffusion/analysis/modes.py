@@ -78,7 +78,7 @@ def mode_coverage(model: BaseAlgorithm, env: str | gym.Env, n_samples: int = 100
     if not isinstance(env, (MultiGoalEnv, TurningDoubleWellEnv, TurningGMMEnv)):
         raise ValueError(
             f"env={env}: mode_coverage knows the modes of MultiGoal-v0, TurningDoubleWell-v0 and TurningGMM-v0. Give one of "
-            "these ids, or such an environment that is not a VecEnv"
+            "these ids, or such an environment, not a VecEnv. For one of your own, count what action_distribution samples"
         )
     if (model.observation_space, model.action_space) != (env.observation_space, env.action_space):
         raise ValueError(
@@ -111,7 +111,7 @@ def as_seen(model: BaseAlgorithm, obs: Observation) -> Observation:
     return obs if vec_normalize is None else vec_normalize.normalize_obs(obs)
 
 
-def action_density(model: Any, obs: Observation, n_points: int = 2401) -> tuple[np.ndarray, np.ndarray]:
+def action_density(model: Any, obs: Observation, n_points: int = 4801) -> tuple[np.ndarray, np.ndarray]:
     """
     The exact density of a diffusion policy's sampled action, by quadrature over the latents of the chain that ``predict``
     runs.
@@ -130,7 +130,8 @@ def action_density(model: Any, obs: Observation, n_points: int = 2401) -> tuple[
     if getattr(model.policy, "n_action_candidates", 1) > 1:
         raise ValueError("n_action_candidates is above 1: the density is that of one chain, not of the best of several")
     schedule = chain_policy.inference_schedule
-    grid = make_grid(1, n_points, max(4.0, 5 * schedule.prior_std))
+    # Beyond 8 all actions are at the bounds, to seven digits
+    grid = make_grid(1, n_points, max(8.0, 5 * schedule.prior_std))
     with th.no_grad():
         latent_density = exact_marginal(chain_policy.control_fn(encode(model, obs, 1), schedule), schedule, grid)
     actions = th.tanh(grid[:, 0])

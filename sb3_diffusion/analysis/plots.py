@@ -131,11 +131,13 @@ def plot_trajectories(
     :return: the axes
     :raises ValueError: for another environment, or a ``VecEnv``
     """
-    if isinstance(env, VecEnv) or not hasattr(env.unwrapped, "position"):
-        raise ValueError(f"env={env}: give a gymnasium.Env, not a VecEnv, with a position of two coordinates")
+    if isinstance(env, VecEnv):
+        raise ValueError(f"env={env}: give a gymnasium.Env, not a VecEnv")
     ax = plt.subplots()[1] if ax is None else ax
     for episode in range(n_episodes):
         obs, _ = env.reset(seed=episode, options=options)
+        if not hasattr(env.unwrapped, "position"):
+            raise ValueError(f"env={env}: to draw where it goes, it needs an attribute position of two coordinates")
         path = [np.array(env.unwrapped.position)]
         for _ in range(max_steps):
             obs, _, terminated, truncated, _ = env.step(model.predict(as_seen(model, obs), deterministic=False)[0])
