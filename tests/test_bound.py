@@ -39,7 +39,8 @@ def test_annealed_chain_covers_both_peaks_and_a_gaussian_does_not():
     schedule = NoiseSchedule(5)
     chain = measure_gap(fit_control(schedule, **few), schedule, n_chains=10_000)
     assert 0.3 < chain["share_right"] < 0.7
-    assert chain["least_peak"] > 0.25
+    # Of the lesser side 85 percent are at its peak
+    assert chain["least_peak"] > 0.85 * min(chain["share_right"], 1 - chain["share_right"])
     # One lost peak costs log 2
     assert chain["path_kl"] < math.log(2)
 

@@ -1,9 +1,8 @@
 """Actors and policies: the one place where noise schedule, score network and chain meet."""
 
-import functools
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -91,7 +90,7 @@ def limit_observation(obs: PyTorchObs) -> PyTorchObs:
     return {key: limit(value) for key, value in obs.items()} if isinstance(obs, dict) else limit(obs)
 
 
-@functools.cache
+@cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     :param function: function
