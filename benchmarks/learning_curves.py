@@ -1,5 +1,5 @@
 """
-Learning curves of DiffSAC, DiffWPO and SAC, or of DiffPPO and PPO, on one environment, with equal network sizes and settings.
+Learning curves of this package's algorithms beside SAC, TQC, CrossQ or PPO on one environment, with the settings given.
 
 Each run is written to ``<out>/<env>/`` when it ends and is skipped when its file is there, so that an interrupted
 campaign goes on where it stopped. ``benchmarks/report.py`` turns the files into tables and figures.
@@ -21,11 +21,23 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch as th
+from sb3_contrib import TQC, CrossQ
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 
+from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy, DiffWPO
 from sb3_diffusion.analysis.evaluation import EvaluationPoints, stored_result, train_and_evaluate
+
+ALGORITHMS: dict[str, Any] = {
+    "sac": SAC,
+    "tqc": TQC,
+    "crossq": CrossQ,
+    "ppo": PPO,
+    "diffsac": DiffSAC,
+    "diffwpo": DiffWPO,
+    "diffppo": DiffPPO,
+}
 
 # What of the log goes into the results, in the mean over training
 LOGGED = ("train/kl_mean", "train/kl_std")
@@ -33,31 +45,22 @@ LOGGED = ("train/kl_mean", "train/kl_std")
 
 def make_model(algo: str, env_id: str, seed: int, args: argparse.Namespace) -> BaseAlgorithm:
     """
-    :param algo: ``sac``, ``sac-diffusion-policy`` (stock SAC with ``DiffusionSACPolicy``), ``diffsac-<actor_loss>``,
-        ``diffwpo-<actor_loss>``, ``ppo`` or ``diffppo``
+    :param algo: ``sac-diffusion-policy`` (stock SAC with ``DiffusionSACPolicy``), or a key of ``ALGORITHMS``, with
+        ``-<actor_loss>`` after it where the algorithm has one
     :param env_id: environment
     :param seed: seed
     :param args: the command line
     :return: the model to train
     """
     keywords: dict[str, Any] = dict(seed=seed, device="cpu", **get_keywords(algo, args))
-    if algo in ("ppo", "diffppo"):
-        env = make_vec_env(env_id, keywords.pop("n_envs"))
-        if algo == "ppo":
-            return PPO("MlpPolicy", env, **keywords)
-        from sb3_diffusion import DiffPPO
-
-        return DiffPPO("MlpPolicy", env, **keywords)
-    if algo == "sac":
-        return SAC("MlpPolicy", env_id, **keywords)
-    from sb3_diffusion import DiffSAC, DiffusionSACPolicy, DiffWPO
-
+    env = make_vec_env(env_id, keywords.pop("n_envs", 1))
     if algo == "sac-diffusion-policy":
         policy_kwargs = dict(diffusion_steps=keywords.pop("diffusion_steps"))
-        return SAC(DiffusionSACPolicy, env_id, policy_kwargs=policy_kwargs, **keywords)
-    name, actor_loss = algo.split("-")
-    algorithm = {"diffsac": DiffSAC, "diffwpo": DiffWPO}[name]
-    return algorithm("MlpPolicy", env_id, actor_loss=actor_loss, **keywords)
+        return SAC(DiffusionSACPolicy, env, policy_kwargs=policy_kwargs, **keywords)
+    name, _, actor_loss = algo.partition("-")
+    if actor_loss:
+        keywords["actor_loss"] = actor_loss
+    return ALGORITHMS[name]("MlpPolicy", env, **keywords)
 
 
 def get_keywords(algo: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -66,10 +69,10 @@ def get_keywords(algo: str, args: argparse.Namespace) -> dict[str, Any]:
     :param args: the command line
     :return: what of it this algorithm has
     """
-    on_policy, gaussian = algo in ("ppo", "diffppo"), algo in ("sac", "ppo")
+    on_policy = algo in ("ppo", "diffppo")
     return {
         **(dict(n_envs=args.n_envs) if on_policy else dict(learning_starts=args.learning_starts)),
-        **({} if gaussian else dict(diffusion_steps=args.diffusion_steps)),
+        **(dict(diffusion_steps=args.diffusion_steps) if "diff" in algo else {}),
         **args.settings,
     }
 
@@ -99,7 +102,7 @@ def result_path(algo: str, seed: int, args: argparse.Namespace) -> Path:
     :param args: the command line
     :return: where this run's result stands
     """
-    name = algo if algo in ("sac", "ppo") else f"{algo}_K{args.diffusion_steps}"
+    name = f"{algo}_K{args.diffusion_steps}" if "diff" in algo else algo
     return Path(args.out) / args.env / f"{name}{args.suffix}_seed{seed}.json"
 
 
