@@ -11,15 +11,16 @@ import torch as th
 from gymnasium import spaces
 
 
-def check_integer(name: str, value: Any, what: str = "") -> None:
+def check_integer(name: str, value: Any, what: str = "", least: int = 1) -> None:
     """
     :param name: name of an argument
     :param value: its value
     :param what: what it is, for the error
-    :raises ValueError: if it is not an integer of at least 1
+    :param least: least value that is allowed
+    :raises ValueError: if it is not an integer of at least that
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name}={value!r}: {what or 'it'} must be an integer of at least 1")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name}={value!r}: {what or 'it'} must be an integer of at least {least}")
 
 
 def check_positive(name: str, value: Any, what: str = "") -> None:

@@ -42,11 +42,42 @@ def value_and_gradient(value_fn: ValueFn, x: th.Tensor) -> tuple[th.Tensor, th.T
     return value.detach(), gradient
 
 
+def soft_bellman_target(
+    rewards: th.Tensor,
+    dones: th.Tensor,
+    discounts: th.Tensor | float,
+    next_values: th.Tensor,
+    next_log_prob: th.Tensor,
+    ent_coef: th.Tensor,
+) -> th.Tensor:
+    """
+    ``r + gamma (1 - done) [V(s', a') - alpha log pi(a'|s')]`` (SAC, arXiv 1812.05905, equations 2 and 3).
+
+    :param rewards: rewards, (B, 1)
+    :param dones: 1 where an episode has ended, else 0, (B, 1)
+    :param discounts: discount of what follows, one for all or (B, 1)
+    :param next_values: values of the next observations and actions, (B, M)
+    :param next_log_prob: what stands for the log-probability of these actions, (B,)
+    :param ent_coef: temperature alpha
+    :return: targets, (B, M)
+    """
+    return rewards + (1 - dones) * discounts * (next_values - ent_coef * next_log_prob.unsqueeze(1))
+
+
+def squared_bellman_error(q_values: th.Tensor, target: th.Tensor) -> th.Tensor:
+    """
+    :param q_values: values of n critics, (B, n)
+    :param target: their common target, (B, 1)
+    :return: half of the mean squared error, summed over the critics, a scalar
+    """
+    return 0.5 * F.mse_loss(q_values, target.expand_as(q_values)) * q_values.shape[1]
+
+
 def latent_value(q_value: th.Tensor, schedule: NoiseSchedule, x: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
     """
-    ``V_0(s, x) = min_i Q_i(s, tanh x) - alpha [log N(x; 0, nu^2) - sum log(1 - tanh^2 x)]``.
+    ``V_0(s, x) = Q(s, tanh x) - alpha [log N(x; 0, nu^2) - sum log(1 - tanh^2 x)]``.
 
-    :param q_value: the least of the critics' values of the action ``tanh x``, (B,)
+    :param q_value: the critics' value of the action ``tanh x``, (B,)
     :param schedule: noise schedule
     :param x: ``x_0``, (B, d)
     :param ent_coef: temperature alpha
@@ -61,7 +92,7 @@ def latent_value_and_gradient(
     """
     :func:`latent_value` and its gradient.
 
-    :param q_fn: the least of the critics' values of an action, (B, d) -> (B,)
+    :param q_fn: the critics' value of an action, (B, d) -> (B,)
     :param schedule: noise schedule
     :param x: ``x_0``, (B, d)
     :param ent_coef: temperature alpha

@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import (
     GymEnv,
@@ -16,12 +17,12 @@ from stable_baselines3.common.type_aliases import (
     RolloutReturn,
     Schedule,
 )
-from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.sac import SAC
 from torch.nn import functional as F
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from sb3_diffusion.common.batch_renorm import set_batch_norm_training
 from sb3_diffusion.common.chain import Chain, Visits, describe_chain, take_steps
 from sb3_diffusion.common.checks import (
     check_choice,
@@ -32,6 +33,7 @@ from sb3_diffusion.common.checks import (
     merge_kwargs,
     optimize,
 )
+from sb3_diffusion.common.critics import CRITIC_RULES
 from sb3_diffusion.common.env_checks import CheckedAlgorithm, check_transition, report_dead_workers
 from sb3_diffusion.common.losses import ValueFn, lean_adjoint, returns_along_chain, value_and_gradient
 from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
@@ -55,6 +57,8 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
     actor_losses: ClassVar[tuple[str, ...]]
     policy: DiffusionSACPolicy
     actor: DiffusionActor  # type: ignore[assignment]
+    critic: BaseModel  # type: ignore[assignment]
+    critic_target: BaseModel  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -87,6 +91,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         device: th.device | str = "auto",
         qf_learning_rate: float | Schedule | None = None,
         policy_delay: int = 1,
+        critic_type: str = "sac",
         diffusion_steps: int = 5,
         noise_schedule: str = "cosine",
         prior_std: float = 1.0,
@@ -98,6 +103,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
     ):
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
+        self.critic_type = critic_type
         self.actor_loss = actor_loss
         self.denoising_steps_per_update = denoising_steps_per_update
         self.divergence = divergence
@@ -146,6 +152,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         """
         check_no_sde(self.use_sde)
         check_choice("actor_loss", self.actor_loss, self.actor_losses)
+        check_choice("critic_type", self.critic_type, CRITIC_RULES)
         check_choice("divergence", self.divergence, ("reverse", "forward"))
         if self.divergence == "forward" and self.actor_loss != "adjoint":
             raise ValueError(
@@ -175,6 +182,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
             diffusion_steps=self.diffusion_steps,
             noise_schedule=self.noise_schedule,
             prior_std=self.prior_std,
+            critic_type=self.critic_type,
             use_diffusion_value=self.actor_loss == "diffusion_value",
         )
 
@@ -198,6 +206,11 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
                 "automatic temperature would only rise. Choose a lower target, or a fixed ent_coef"
             )
 
+    def _create_aliases(self) -> None:
+        self.actor, self.critic = self.policy.actor, self.policy.critic
+        # Stock code asks for a target network
+        self.critic_target = self.policy.critic_target or self.policy.critic
+
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
         self.qf_lr_schedule = None if self.qf_learning_rate is None else FloatSchedule(self.qf_learning_rate)
@@ -208,6 +221,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         of each optimizer at the current progress.
         """
         self.policy.set_training_mode(True)
+        set_batch_norm_training(self.actor.score_network, False)
         optimizers: list[th.optim.Optimizer] = [self.actor.optimizer]
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
@@ -229,6 +243,16 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef.detach()).squeeze()
         return replay_data, ent_coef, self._n_updates % self.policy_delay == 0
 
+    def _encode_for_update(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: observations of an update of the actor, B of them
+        :return: encoded observations, n times, with gradients, (n B, W); batch normalisation sees them once
+        """
+        set_batch_norm_training(self.actor.score_network, True)
+        context = self.actor.encode(obs)
+        set_batch_norm_training(self.actor.score_network, False)
+        return context.repeat(self.n_action_samples, 1)
+
     def _update_critics(
         self, replay_data: ReplayBufferSamples, next_actions: th.Tensor, next_log_prob: th.Tensor, ent_coef: th.Tensor
     ) -> Info:
@@ -241,34 +265,19 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         :param ent_coef: temperature alpha
         :return: what to log
         """
-        rewards = replay_data.rewards
         # For n-step replay, discount factor is gamma**n_steps (when no early termination)
         discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
-        with th.no_grad():
-            next_q_values = th.cat(self.critic_target(replay_data.next_observations, next_actions), dim=1)
-            next_values = next_q_values.min(dim=1, keepdim=True).values - ent_coef * next_log_prob.reshape(-1, 1)
-            target_q_values = rewards + (1 - replay_data.dones) * discounts * next_values
-        q_values = th.stack(self.critic(replay_data.observations, replay_data.actions))  # (n_critics, B, 1)
-        loss = 0.5 * F.mse_loss(q_values, target_q_values.expand_as(q_values)) * len(q_values)
-        optimize(
-            self.critic.optimizer,
-            "critic loss",
-            loss,
-            rewards=rewards,
-            q_values=q_values,
-            next_q_values=next_q_values,
-            next_log_prob=next_log_prob,
-            ent_coef=ent_coef,
+        loss, parts = self.policy.critic_rule.loss(
+            self.critic, self.critic_target, replay_data, discounts, next_actions, next_log_prob, ent_coef
         )
+        parts |= dict(next_log_prob=next_log_prob, ent_coef=ent_coef)
+        optimize(self.critic.optimizer, "critic loss", loss, **parts)
         return {"train/critic_loss": loss, "train/ent_coef": ent_coef}
 
     def _update_target_critics(self) -> None:
         """End a gradient step. After the actor's update, which is in the running statistics of batch norm, too."""
         if self._n_updates % self.target_update_interval == 0:
-            average = get_ema_multi_avg_fn(1 - self.tau)  # as SB3's polyak_update, in one operation
-            average(list(self.critic_target.parameters()), list(self.critic.parameters()), None)
-            # Copy running stats, see SB3's GH issue #996
-            polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+            self.policy.critic_rule.update_target(self.critic, self.critic_target, self.tau)
 
     def _update_temperature(self, log_prob: th.Tensor) -> Info:
         """
@@ -284,21 +293,12 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
             info["train/ent_coef_loss"] = ent_coef_loss
         return info
 
-    def _make_min_q_value(self, obs: PyTorchObs) -> ValueFn:
+    def _make_value_fn(self, obs: PyTorchObs) -> ValueFn:
         """
         :param obs: observations, B of them
-        :return: the least of the critics' values, (n B,), of n actions at each observation, one after the other, (n B, d)
+        :return: the critics' value, (n B,), of n actions at each observation, one after the other, (n B, d)
         """
-        critic = self.critic
-        with th.no_grad():
-            features = critic.extract_features(obs, critic.features_extractor)
-            features = features.repeat(self.n_action_samples, 1)
-
-        def min_q_value(actions: th.Tensor) -> th.Tensor:
-            inputs = th.cat((features, actions), dim=1)
-            return th.cat([q_net(inputs) for q_net in critic.q_networks], dim=1).min(dim=1).values
-
-        return min_q_value
+        return self.policy.critic_rule.value_fn(self.critic, obs, self.n_action_samples)
 
     def _step_value_gradient(
         self, obs: PyTorchObs, chain: Chain, visits: Visits, value: th.Tensor, gradient: th.Tensor, ent_coef: th.Tensor

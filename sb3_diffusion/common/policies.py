@@ -9,7 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution
-from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy, ContinuousCritic
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
@@ -46,8 +46,9 @@ from sb3_diffusion.common.checks import (
     check_no_sde,
     check_real_actions,
 )
+from sb3_diffusion.common.critics import make_critic_rule
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
-from sb3_diffusion.common.score_network import DenoisingNetwork, ScoreNetwork, use_relu_in_place
+from sb3_diffusion.common.score_network import DenoisingNetwork, ScoreNetwork
 from sb3_diffusion.common.wrappers import AugmentedSpace
 
 # Where ``net_arch`` says nothing of the head that runs at every denoising step, it has one hidden layer of at most
@@ -207,6 +208,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
     :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
     :param encode_once: run the encoder once per chain and a small head per step; if False, one network of the widths
         ``net_arch`` runs at every step
+    :param actor_batch_norm: whether a batch renormalisation stands before each layer of the encoder
     :param compile_chain: compile the loop over the denoising steps, see ``torch.compile``
     :param normalize_images: whether to divide images by 255
     """
@@ -229,6 +231,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
         prior_std: float = 1.0,
         learn_std: bool = True,
         encode_once: bool = True,
+        actor_batch_norm: bool = False,
         compile_chain: bool = False,
         normalize_images: bool = True,
     ):
@@ -250,6 +253,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
             prior_std=prior_std,
             learn_std=learn_std,
             encode_once=encode_once,
+            actor_batch_norm=actor_batch_norm,
             compile_chain=compile_chain,
         )
         self.action_dim = get_action_dim(action_space)
@@ -264,6 +268,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
             activation_fn=activation_fn,
             denoiser_activation_fn=denoiser_activation_fn,
             learn_std=learn_std,
+            encoder_batch_norm=actor_batch_norm,
         )
         self.compile_chain = compile_chain
 
@@ -379,7 +384,7 @@ class DiffusionValue(BaseModel):
 class DiffusionSACPolicy(ActionScaling, SACPolicy):
     """
     Diffusion actor with SAC's critics. Works in stock ``stable_baselines3.SAC``, which back-propagates through the chain,
-    and in :class:`.DiffSAC`.
+    and in :class:`.DiffSAC`, there with other critics, too.
 
     :param observation_space: observation space
     :param action_space: action space, a bounded ``Box``
@@ -397,7 +402,7 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
     :param normalize_images: whether to divide images by 255
     :param optimizer_class: optimizer to use
     :param optimizer_kwargs: keyword arguments of the optimizer other than the learning rate. If None and the optimizer is
-        Adam or AdamW, its fused kernel is used
+        Adam or AdamW, its fused kernel is used, with CrossQ's critics and its ``betas=(0.5, 0.999)``
     :param n_critics: number of critics
     :param share_features_extractor: whether actor and critics share the features extractor
     :param diffusion_steps: number of denoising steps K
@@ -407,14 +412,24 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
     :param encode_once: run the encoder once per chain and a small head per step; if False, one network of the widths
         ``net_arch["pi"]`` runs at every step
     :param denoiser_activation_fn: activation of the head
+    :param actor_batch_norm: whether a batch renormalisation stands before each layer of the encoder, as in CrossQ's actor
     :param compile_chain: compile the loop over the denoising steps with ``torch.compile``, which needs a C++ compiler and
         takes about half a minute at first; for many steps or one observation at a time it pays
+    :param critic_type: critics: ``"sac"``, ``"crossq"`` or ``"tqc"``, see :class:`.DiffSAC`
+    :param n_quantiles: of TQC's critics: number of quantiles of each, 25 if None
+    :param top_quantiles_to_drop_per_net: of TQC's critics: how many of the top quantiles of each are left out of the target,
+        2 if None
+    :param batch_norm_momentum: of CrossQ's critics: weight of a batch in the running statistics, 0.01 if None
+    :param batch_norm_eps: of CrossQ's critics: added to the variance, 0.001 if None
+    :param renorm_warmup_steps: of CrossQ's critics: updates with the batch's statistics alone, 100,000 if None
     :param use_diffusion_value: also build the value network over ``(s, x_k, k)``
     :param use_actor_target: also build a target actor, a copy of the actor that only the algorithm changes
     :raises ValueError: for gSDE, actions that are not a bounded ``Box``, or a chain that cannot be built
     """
 
     actor: DiffusionActor  # type: ignore[assignment]
+    critic: BaseModel  # type: ignore[assignment]
+    critic_target: BaseModel | None  # type: ignore[assignment]
     diffusion_value: DiffusionValue | None
     actor_target: DiffusionActor | None
 
@@ -442,27 +457,44 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         learn_std: bool = True,
         encode_once: bool = True,
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
+        actor_batch_norm: bool = False,
         compile_chain: bool = False,
+        critic_type: str = "sac",
+        n_quantiles: int | None = None,
+        top_quantiles_to_drop_per_net: int | None = None,
+        batch_norm_momentum: float | None = None,
+        batch_norm_eps: float | None = None,
+        renorm_warmup_steps: int | None = None,
         use_diffusion_value: bool = False,
         use_actor_target: bool = False,
     ):
         check_no_sde(use_sde)
         check_action_space(action_space)
         check_real_actions(action_space)
+        # SAC's policy builds its networks in its constructor, so what they need is set before
+        self.critic_type = critic_type
+        self.critic_options = dict(
+            n_quantiles=n_quantiles,
+            top_quantiles_to_drop_per_net=top_quantiles_to_drop_per_net,
+            batch_norm_momentum=batch_norm_momentum,
+            batch_norm_eps=batch_norm_eps,
+            renorm_warmup_steps=renorm_warmup_steps,
+        )
+        self.critic_rule = make_critic_rule(critic_type, **self.critic_options)
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
-            optimizer_kwargs = dict(fused=True)
+            optimizer_kwargs = dict(fused=True, betas=self.critic_rule.betas)
         if net_arch is None:
             net_arch = [256, 256]
         denoiser_arch = get_denoiser_arch(net_arch, critic="qf")
         if isinstance(net_arch, dict) and "denoiser" in net_arch and not encode_once:
             raise ValueError("encode_once=False runs net_arch['pi'] at every step: leave net_arch['denoiser'] out")
-        # SAC's policy builds its networks in its constructor, so what they need is set before
         self.chain_kwargs = dict(
             diffusion_steps=diffusion_steps,
             noise_schedule=noise_schedule,
             prior_std=prior_std,
             learn_std=learn_std,
             encode_once=encode_once,
+            actor_batch_norm=actor_batch_norm,
             compile_chain=compile_chain,
         )
         self.denoiser_kwargs = dict(
@@ -493,6 +525,8 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
+        if not self.critic_rule.has_target:
+            self.critic_target = None
         self.diffusion_value = None
         if self.use_diffusion_value:
             self.diffusion_value = self.make_diffusion_value()
@@ -512,11 +546,9 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         kwargs = self._update_features_extractor(self.net_args, features_extractor)
         return DiffusionActor(**kwargs, **self.denoiser_kwargs, **self.chain_kwargs).to(self.device)  # type: ignore[arg-type]
 
-    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
-        critic = super().make_critic(features_extractor)
-        for q_net in critic.q_networks:
-            use_relu_in_place(q_net)
-        return critic
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> BaseModel:  # type: ignore[override]
+        kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        return self.critic_rule.make_network(**kwargs).to(self.device)
 
     def make_diffusion_value(self) -> DiffusionValue:
         """
@@ -535,6 +567,8 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         data = super()._get_constructor_parameters()
         data.update(
             self.chain_kwargs,
+            critic_type=self.critic_type,
+            **self.critic_options,
             denoiser_activation_fn=self.denoiser_kwargs["denoiser_activation_fn"],
             use_diffusion_value=self.use_diffusion_value,
             use_actor_target=self.use_actor_target,
@@ -594,7 +628,8 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         repeat = lambda tensor: tensor.unsqueeze(1).expand(-1, n, *tensor.shape[1:]).flatten(0, 1)  # noqa: E731
         obs = {key: repeat(value) for key, value in obs.items()} if isinstance(obs, dict) else repeat(obs)
         actions = self.actor(obs, noise=noise)
-        value = th.cat(self.critic(obs, actions), dim=1).min(dim=1).values.reshape(-1, n)  # (B, n)
+        rule = self.critic_rule
+        value = rule.value(rule.join(self.critic(obs, actions))).reshape(-1, n)  # (B, n)
         best = value.argmax(dim=1).reshape(-1, 1, 1).expand(-1, 1, actions.shape[1])
         return actions.reshape(-1, n, actions.shape[1]).gather(1, best).squeeze(1)
 

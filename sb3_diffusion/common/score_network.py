@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 from torch.nn import functional as F
+
+from sb3_diffusion.common.batch_renorm import NativeBatchRenorm1d, set_batch_norm_training
 
 # Bounds of the log-ratio of a kernel's standard deviation to the reference kernel's
 LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX = -5.0, 1.0
@@ -61,6 +64,7 @@ class DenoisingNetwork(nn.Module):
     :param activation_fn: activation of the encoder
     :param denoiser_activation_fn: activation of the head
     :param output_scale: factor on the initial weights of the last layer
+    :param encoder_batch_norm: whether a batch renormalisation stands before each layer of the encoder
     :raises ValueError: if ``denoiser_arch`` is empty
     """
 
@@ -77,11 +81,15 @@ class DenoisingNetwork(nn.Module):
         activation_fn: type[nn.Module] = nn.ReLU,
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
         output_scale: float = 1.0,
+        encoder_batch_norm: bool = False,
     ):
         super().__init__()
         if len(denoiser_arch) == 0:
             raise ValueError("net_arch['denoiser']=[]: the denoising head needs at least one hidden layer")
-        self.encoder = use_relu_in_place(nn.Sequential(*create_mlp(features_dim, -1, encoder_arch, activation_fn)))
+        pre_linear_modules: list[Any] = [NativeBatchRenorm1d] if encoder_batch_norm else []
+        layers = create_mlp(features_dim, -1, encoder_arch, activation_fn, pre_linear_modules=pre_linear_modules)
+        self.encoder = use_relu_in_place(nn.Sequential(*layers))
+        set_batch_norm_training(self.encoder, False)
         width = denoiser_arch[0]
         self.context_layer = nn.Linear(encoder_arch[-1] if encoder_arch else features_dim, width)
         self.time_layer = nn.Linear(TIME_FEATURES, width, bias=False)
@@ -150,6 +158,8 @@ class ScoreNetwork(DenoisingNetwork):
     :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
     :param control_scale: factor on the control; ``K^-0.5`` if None, since what one step has to add shrinks with their
         number, and so does what one step of the optimizer may add
+    :param encoder_batch_norm: whether a batch renormalisation stands before each layer of the encoder, as in CrossQ's actor
+        (arXiv 1902.05605)
     """
 
     output_factor: th.Tensor
@@ -167,6 +177,7 @@ class ScoreNetwork(DenoisingNetwork):
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
         learn_std: bool = True,
         control_scale: float | None = None,
+        encoder_batch_norm: bool = False,
     ):
         super().__init__(
             features_dim,
@@ -179,6 +190,7 @@ class ScoreNetwork(DenoisingNetwork):
             denoiser_activation_fn,
             # Near zero the policy starts as the prior
             output_scale=0.1,
+            encoder_batch_norm=encoder_batch_norm,
         )
         self.learn_std = learn_std
         scale = diffusion_steps**-0.5 if control_scale is None else control_scale

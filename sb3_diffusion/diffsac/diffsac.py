@@ -72,6 +72,9 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
         Setting it to auto, the code will be run on the GPU if possible.
     :param qf_learning_rate: learning rate of the critics and of the value network, if it is to differ
     :param policy_delay: update the actor and the temperature every ``policy_delay`` gradient steps
+    :param critic_type: critics: ``"sac"``; ``"crossq"``, which have batch renormalisation in place of target networks, see
+        :class:`.DiffCrossQ`, whose other settings belong to them; or ``"tqc"``, which have quantiles of the return, see
+        :class:`.DiffTQC`
     :param diffusion_steps: number of denoising steps K; 1, with the cosine schedule, is SAC's Gaussian policy
     :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
     :param prior_std: standard deviation of the prior of the latent action
@@ -103,7 +106,7 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
             replay_data, ent_coef, update_actor = self._sample_batch(batch_size)
             obs, next_obs = replay_data.observations, replay_data.next_observations
             if update_actor:
-                context = self.actor.encode(obs).repeat(self.n_action_samples, 1)  # (n B, W)
+                context = self._encode_for_update(obs)  # (n B, W)
                 chain, visits, log_prob, next_actions, next_log_prob = self._sample_chains(context, next_obs)
             else:
                 with th.no_grad():
@@ -155,7 +158,7 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
         :param ent_coef: temperature alpha
         :return: what to log
         """
-        schedule, q_fn, control_fn = self.actor.schedule, self._make_min_q_value(obs), self.actor.control_fn(context)
+        schedule, q_fn, control_fn = self.actor.schedule, self._make_value_fn(obs), self.actor.control_fn(context)
         if self.divergence == "forward" and visits is not None:
             with th.no_grad():
                 value = latent_value(q_fn(chain.action), schedule, chain.x[0], ent_coef)

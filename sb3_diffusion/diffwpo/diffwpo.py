@@ -89,6 +89,7 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         device: th.device | str = "auto",
         qf_learning_rate: float | Schedule | None = None,
         policy_delay: int = 1,
+        critic_type: str = "sac",
         diffusion_steps: int = 5,
         noise_schedule: str = "cosine",
         prior_std: float = 1.0,
@@ -139,6 +140,7 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
             device,
             qf_learning_rate,
             policy_delay,
+            critic_type,
             diffusion_steps,
             noise_schedule,
             prior_std,
@@ -181,13 +183,13 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
             info = self._update_critics(replay_data, next_actions, next_log_prob, ent_coef)
             if update_actor:
                 obs = replay_data.observations
-                context = self.actor.encode(obs).repeat(self.n_action_samples, 1)  # (n B, W)
+                context = self._encode_for_update(obs)  # (n B, W)
                 steps = draw_steps(self.diffusion_steps, self.denoising_steps_per_update, len(context), context.device)
                 with th.no_grad():
                     chain = self.actor.sample(context)
                 visits = chain.visit(steps)
                 info.update(self._update_temperature(action_log_prob(self.actor.schedule, chain)))
-                q_fn = self._make_min_q_value(obs)
+                q_fn = self._make_value_fn(obs)
                 value, gradient = latent_value_and_gradient(q_fn, self.actor.schedule, chain.x[0], ent_coef)
                 step_gradient, value_info = self._step_value_gradient(obs, chain, visits, value, gradient, ent_coef)
                 u, rho = self.actor.control_fn(context)(visits.x, visits.steps)
