@@ -59,7 +59,7 @@ class LayerNormRule(CriticRule):
         for index in range(len(network.q_networks)):  # type: ignore[arg-type]
             layers = create_mlp(n_inputs, 1, kwargs["net_arch"], post_linear_modules=[nn.LayerNorm])
             q_net = nn.Sequential(*layers)
-            network.q_networks[index] = q_net  # type: ignore[index, operator, assignment]
+            network.q_networks[index] = q_net  # type: ignore[operator, assignment]
             network.add_module(f"qf{index}", q_net)
         return network
 

@@ -7,7 +7,7 @@ from sb3_diffusion.common.checkpoints import CheckpointCallback, resume_latest
 from sb3_diffusion.common.policies import DiffusionActorCriticPolicy, DiffusionSACPolicy
 from sb3_diffusion.common.wrappers import DiffusionMDPWrapper, VecDiffusionMDPWrapper
 from sb3_diffusion.diffppo import DiffPPO
-from sb3_diffusion.diffsac import DiffSAC
+from sb3_diffusion.diffsac import DiffCrossQ, DiffSAC, DiffTQC
 from sb3_diffusion.diffwpo import DiffWPO
 from sb3_diffusion.loading import load_safe
 
@@ -18,8 +18,10 @@ sb3_diffusion_zoo_hook.install()
 
 __all__ = [
     "CheckpointCallback",
+    "DiffCrossQ",
     "DiffPPO",
     "DiffSAC",
+    "DiffTQC",
     "DiffWPO",
     "DiffusionActorCriticPolicy",
     "DiffusionMDPWrapper",

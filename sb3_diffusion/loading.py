@@ -10,10 +10,12 @@ from stable_baselines3.common.type_aliases import GymEnv
 from sb3_diffusion.common.archive import UnsafeModelError, show
 from sb3_diffusion.common.safe_load import SafeAlgorithm, load_model, read_model
 from sb3_diffusion.diffppo.diffppo import DiffPPO
+from sb3_diffusion.diffsac.diffcrossq import DiffCrossQ
 from sb3_diffusion.diffsac.diffsac import DiffSAC
+from sb3_diffusion.diffsac.difftqc import DiffTQC
 from sb3_diffusion.diffwpo.diffwpo import DiffWPO
 
-ALGORITHMS: dict[str, type[SafeAlgorithm]] = {cls.__name__: cls for cls in (DiffPPO, DiffSAC, DiffWPO)}
+ALGORITHMS: dict[str, type[SafeAlgorithm]] = {cls.__name__: cls for cls in (DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO)}
 
 
 def load_safe(
@@ -26,7 +28,7 @@ def load_safe(
     **kwargs: Any,
 ) -> SafeAlgorithm:
     """
-    Load a model of :class:`.DiffSAC`, :class:`.DiffWPO` or :class:`.DiffPPO`, whichever it is, without unpickling anything.
+    Load a model of any of this package's algorithms, whichever it is, without unpickling anything.
 
     :param path: path to the file (or a file-like) where to load the agent from
     :param env: the new environment to run the loaded model on (can be None if you only need prediction from a trained model)

@@ -9,16 +9,26 @@ PACKAGE = Path(sb3_diffusion.__file__).parent
 
 # Each module may import from the layers before its own
 LAYERS = [
-    {"common.action_scaling", "common.archive", "common.checks", "common.envs.rendering", "common.files"},
+    {
+        "common.action_scaling",
+        "common.archive",
+        "common.batch_renorm",
+        "common.checks",
+        "common.envs.rendering",
+        "common.files",
+    },
     {"common.envs.multi_goal", "common.envs.turning"},
     {"common.env_checks", "common.noise_schedule", "common.score_network"},
     {"common.chain", "common.checkpoints", "common.temperature", "common.wrappers"},
-    {"common.buffers", "common.losses", "common.policies"},
+    {"common.buffers", "common.losses"},
+    {"common.critics"},
+    {"common.policies"},
     {"common.plain"},
     {"common.safe_load"},
     {"common.off_policy"},
     {"diffppo.policies", "diffsac.policies", "diffwpo.policies"},
     {"diffppo.diffppo", "diffsac.diffsac", "diffwpo.diffwpo"},
+    {"diffsac.diffcrossq", "diffsac.difftqc"},
     {"deployment", "loading"},
     {"analysis.bound", "analysis.evaluation"},
     {"analysis.modes", "analysis.sweep"},

@@ -18,7 +18,7 @@ from rl_zoo3.utils import ALGOS
 
 import sb3_diffusion
 import sb3_diffusion_zoo_hook
-from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
 from sb3_diffusion.common.temperature import TemperatureSchedule
 from sb3_diffusion.zoo import ALGORITHMS, hyperparams_path, register
 
@@ -49,7 +49,7 @@ def test_registered_in_this_process():
     assert sys.meta_path.count(sb3_diffusion_zoo_hook.ZooFinder) == 1
 
 
-@pytest.mark.parametrize("name", ["diffsac", "diffppo", "diffwpo", "baselines/sac", "baselines/tqc", "baselines/ppo"])
+@pytest.mark.parametrize("name", [*ALGORITHMS, "baselines/sac", "baselines/tqc", "baselines/ppo"])
 def test_hyperparameters(name):
     blocks = load(name)
     algorithm = ALGOS[name.split("/")[-1]]
@@ -68,8 +68,9 @@ def test_hyperparameters(name):
             assert blocks[env_id] == blocks.get(env_id.replace("-v5", "-v4"))
 
 
-def test_diffwpo_has_the_settings_of_diffsac():
-    assert load("diffwpo") == load("diffsac")
+@pytest.mark.parametrize("name", ["difftqc", "diffwpo"])
+def test_settings_of_diffsac(name):
+    assert load(name) == load("diffsac")
 
 
 @pytest.mark.parametrize("name", ["sac", "tqc"])
@@ -94,7 +95,7 @@ def test_unknown_hyperparameters():
         hyperparams_path("nothing")
 
 
-@pytest.mark.parametrize("algorithm, n_knobs", [(DiffSAC, 8), (DiffWPO, 10)])
+@pytest.mark.parametrize("algorithm, n_knobs", [(DiffSAC, 8), (DiffWPO, 10), (DiffTQC, 9), (DiffCrossQ, 9)])
 def test_sampler_and_converter_agree(algorithm, n_knobs):
     name = algorithm.__name__.lower()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))

@@ -17,6 +17,10 @@ class NativeBatchRenorm1d(BatchRenorm1d):
     sb3-contrib's is NaN, this one's is finite.
     """
 
+    ra_mean: th.Tensor
+    ra_var: th.Tensor
+    steps: th.Tensor
+
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: inputs, (B, num_features)
@@ -25,25 +29,22 @@ class NativeBatchRenorm1d(BatchRenorm1d):
         if x.dim() != 2 or not self.affine:
             return super().forward(x)
         if not self.training:
-            return F.batch_norm(x, self.ra_mean, self.ra_var, self.scale, self.bias, eps=self.eps)  # type: ignore[arg-type]
-        renormalize = bool(self.steps > self.warmup_steps)  # type: ignore[operator]
-        self.steps += 1  # type: ignore[operator, assignment]
+            return F.batch_norm(x, self.ra_mean, self.ra_var, self.scale, self.bias, eps=self.eps)
+        renormalize = bool(self.steps > self.warmup_steps)
+        self.steps += 1
         if renormalize:
             return self._renormalize(x)
-        # The native kernel normalises by the biased variance and averages the unbiased one. sb3-contrib's uses the unbiased
-        # one for both: the factor makes the first of it
+        # The native kernel normalises by the biased variance and averages the unbiased one. sb3-contrib's layer uses the
+        # unbiased one for both, which this factor makes of it
         shrink = (len(x) - 1) / len(x)
-        weight = self.scale * math.sqrt(shrink)
-        return F.batch_norm(
-            x, self.ra_mean, self.ra_var, weight, self.bias, True, self.momentum, self.eps * shrink  # type: ignore[arg-type]
-        )
+        weight, eps = self.scale * math.sqrt(shrink), self.eps * shrink
+        return F.batch_norm(x, self.ra_mean, self.ra_var, weight, self.bias, True, self.momentum, eps)
 
     def _renormalize(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: inputs after the warm-up, (B, num_features)
         :return: inputs normalised by the batch and corrected towards the running statistics, (B, num_features)
         """
-        assert isinstance(self.ra_mean, th.Tensor) and isinstance(self.ra_var, th.Tensor)
         shrink = (len(x) - 1) / len(x)
         with th.no_grad():
             running_std = (self.ra_var + self.eps).sqrt()

@@ -196,9 +196,7 @@ class CrossQRule(CriticRule):
     has_target = False
     betas = (0.5, 0.999)
 
-    def __init__(
-        self, batch_norm_momentum: float = 0.01, batch_norm_eps: float = 0.001, renorm_warmup_steps: int = 100_000
-    ):
+    def __init__(self, batch_norm_momentum: float = 0.01, batch_norm_eps: float = 0.001, renorm_warmup_steps: int = 100_000):
         self.batch_norm_kwargs: dict[str, Any] = dict(
             batch_norm_momentum=batch_norm_momentum, batch_norm_eps=batch_norm_eps, renorm_warmup_steps=renorm_warmup_steps
         )

@@ -1,7 +1,7 @@
 """What the off-policy algorithms share: everything around the update of the actor."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import (
     GymEnv,
+    MaybeCallback,
     PyTorchObs,
     ReplayBufferSamples,
     RolloutReturn,
@@ -38,6 +39,8 @@ from sb3_diffusion.common.env_checks import CheckedAlgorithm, check_transition, 
 from sb3_diffusion.common.losses import ValueFn, lean_adjoint, returns_along_chain, value_and_gradient
 from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
 from sb3_diffusion.common.safe_load import SafeAlgorithm
+
+SelfDiffusionOffPolicyAlgorithm = TypeVar("SelfDiffusionOffPolicyAlgorithm", bound="DiffusionOffPolicyAlgorithm")
 
 Info = dict[str, th.Tensor]
 
@@ -356,6 +359,29 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
             values.setdefault(key, []).append(value)
         for key, numbers in values.items():
             self.logger.record(key, sum(numbers) / len(numbers))
+
+    def learn(
+        self: SelfDiffusionOffPolicyAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDiffusionOffPolicyAlgorithm:
+        """
+        Return a trained model.
+
+        :param total_timesteps: The total number of samples (env steps) to train on
+        :param callback: callback(s) called at every step with state of the algorithm.
+        :param log_interval: number of episodes between two outputs of the log
+        :param tb_log_name: the name of the run for TensorBoard logging; if None, the class's name
+        :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging)
+        :param progress_bar: Display a progress bar using tqdm and rich.
+        :return: the trained model
+        """
+        name = tb_log_name or type(self).__name__
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         with report_dead_workers(env, callback):

@@ -69,6 +69,7 @@ DERIVED = {
 # Far beyond use, and small enough that a model is built and acts at once
 MAX_DIFFUSION_STEPS = 10_000
 MAX_LAYERS = 64
+MAX_QUANTILES = 10_000
 MAX_TRANSITIONS = 10**7
 MAX_ENVS = 10**4
 
@@ -214,9 +215,14 @@ POLICY_KWARGS = table(
         )
     ),
     n_critics=whole(1, MAX_LAYERS),
+    n_quantiles=optional(whole(1, MAX_QUANTILES)),
+    top_quantiles_to_drop_per_net=optional(whole(0, MAX_QUANTILES)),
+    renorm_warmup_steps=optional(whole()),
+    **dict.fromkeys(("batch_norm_momentum", "batch_norm_eps"), optional(number(0, 1))),
     **dict.fromkeys(("log_std_init", "clip_mean"), number()),
     **dict.fromkeys(("use_sde", "use_expln", "full_std", "squash_output", "ortho_init", "normalize_images"), FLAG),
     **dict.fromkeys(("share_features_extractor", "learn_std", "encode_once", "compile_chain", "state_value"), FLAG),
+    actor_batch_norm=FLAG,
 )
 
 # Every attribute that a file may set
@@ -254,7 +260,8 @@ ATTRIBUTES: dict[str, Kind] = dict(
     gradient_steps=whole(-1),
     target_entropy=number(),
     qf_learning_rate=optional(SCHEDULE),
-    **dict.fromkeys(("actor_loss", "divergence", "noise_schedule"), TEXT),
+    top_quantiles_to_drop_per_net=whole(0, MAX_QUANTILES),
+    **dict.fromkeys(("actor_loss", "critic_type", "divergence", "noise_schedule"), TEXT),
     **dict.fromkeys(("policy_delay", "target_update_interval", "target_policy_update_interval"), whole(1)),
     **dict.fromkeys(("kl_bound_mean", "kl_bound_std", "kl_coef", "kl_coef_learning_rate"), number(0)),
     **dict.fromkeys(

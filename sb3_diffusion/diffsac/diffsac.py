@@ -1,8 +1,8 @@
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
+from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_diffusion.common.chain import Chain, Visits, action_log_prob
 from sb3_diffusion.common.checks import optimize
@@ -18,8 +18,6 @@ from sb3_diffusion.common.losses import (
 )
 from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm, Info
 from sb3_diffusion.diffsac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-
-SelfDiffSAC = TypeVar("SelfDiffSAC", bound="DiffSAC")
 
 ACTOR_LOSSES = ("adjoint", "diffusion_value", "pathwise")
 
@@ -176,14 +174,3 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
         info["train/actor_loss"] = (ent_coef * chain.log_ratio.detach().sum(dim=0) - value).mean()
         info.update(self._describe_chain(chain))
         return info
-
-    def learn(
-        self: SelfDiffSAC,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "DiffSAC",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfDiffSAC:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

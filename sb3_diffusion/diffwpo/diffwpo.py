@@ -1,11 +1,11 @@
 import math
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 
 from sb3_diffusion.common.chain import Visits, action_log_prob, kernel_kl_by_part
 from sb3_diffusion.common.checks import check_integer, check_positive, optimize
@@ -13,8 +13,6 @@ from sb3_diffusion.common.losses import draw_steps, latent_value_and_gradient, t
 from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm, Info
 from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
 from sb3_diffusion.diffwpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-
-SelfDiffWPO = TypeVar("SelfDiffWPO", bound="DiffWPO")
 
 # What the multipliers aim at, as a share of the bounds: a learned multiplier holds its KL at the aim in the mean, now above
 # it and now below
@@ -229,17 +227,6 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         info = {"train/kl_mean": kl[0], "train/kl_std": kl[1]}
         info.update({"train/kl_coef_mean": kl_coef[0], "train/kl_coef_std": kl_coef[1]})
         return penalty, info
-
-    def learn(
-        self: SelfDiffWPO,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "DiffWPO",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfDiffWPO:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "actor_target"]

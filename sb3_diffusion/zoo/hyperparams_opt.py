@@ -14,7 +14,7 @@ HER_KWARGS = ("n_sampled_goal", "goal_selection_strategy")
 
 def sample_off_policy_params(trial: optuna.Trial, additional_args: dict[str, Any]) -> dict[str, Any]:
     """
-    What the samplers of DiffSAC and DiffWPO share.
+    What the samplers of the off-policy algorithms share.
 
     :param trial: Optuna's trial
     :param additional_args: whether and how hindsight experience replay is used
@@ -68,10 +68,42 @@ def sample_diffwpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, addi
     return convert_diffwpo_params(sampled)
 
 
+def sample_difftqc_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    Sampler for DiffTQC hyperparams.
+
+    :param trial: Optuna's trial
+    :param n_actions: number of action dimensions
+    :param n_envs: number of environments
+    :param additional_args: whether and how hindsight experience replay is used
+    :return: keyword arguments of :class:`.DiffTQC`
+    """
+    sampled = sample_off_policy_params(trial, additional_args)
+    sampled["top_quantiles_to_drop_per_net"] = trial.suggest_int("top_quantiles_to_drop_per_net", 0, 5)
+    return convert_difftqc_params(sampled)
+
+
+def sample_diffcrossq_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    Sampler for DiffCrossQ hyperparams.
+
+    :param trial: Optuna's trial
+    :param n_actions: number of action dimensions
+    :param n_envs: number of environments
+    :param additional_args: whether and how hindsight experience replay is used
+    :return: keyword arguments of :class:`.DiffCrossQ`
+    """
+    sampled = sample_off_policy_params(trial, additional_args)
+    sampled["policy_delay"] = trial.suggest_int("policy_delay", 1, 4)
+    return convert_diffcrossq_params(sampled)
+
+
 def convert_diffsac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
     :param sampled_params: what a trial has sampled, as Optuna stores it
-    :return: keyword arguments of :class:`.DiffSAC`, :class:`.DiffWPO`
+    :return: keyword arguments of an off-policy algorithm
     """
     hyperparams = sampled_params.copy()
     hyperparams["gamma"] = 1 - hyperparams.pop("one_minus_gamma")
@@ -87,8 +119,8 @@ def convert_diffsac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     return hyperparams
 
 
-# What DiffWPO adds is passed on as it is
-convert_diffwpo_params = convert_diffsac_params
+# What the others add is passed on as it is
+convert_diffcrossq_params = convert_difftqc_params = convert_diffwpo_params = convert_diffsac_params
 
 
 def sample_diffppo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ALGORITHMS = ("diffsac", "diffppo", "diffwpo")
+ALGORITHMS = ("diffcrossq", "diffppo", "diffsac", "difftqc", "diffwpo")
 
 
 def hyperparams_path(name: str) -> Path:
@@ -42,13 +42,10 @@ def patch_module(module: ModuleType) -> None:
     :param module: ``rl_zoo3.utils``, ``rl_zoo3.hyperparams_opt`` or ``rl_zoo3.exp_manager``
     """
     if module.__name__ == "rl_zoo3.utils":
-        from sb3_diffusion.diffppo.diffppo import DiffPPO
-        from sb3_diffusion.diffsac.diffsac import DiffSAC
-        from sb3_diffusion.diffwpo.diffwpo import DiffWPO
+        from sb3_diffusion.loading import ALGORITHMS as CLASSES
 
-        module.ALGOS.setdefault("diffsac", DiffSAC)
-        module.ALGOS.setdefault("diffppo", DiffPPO)
-        module.ALGOS.setdefault("diffwpo", DiffWPO)
+        for name, algorithm in CLASSES.items():
+            module.ALGOS.setdefault(name.lower(), algorithm)
     elif module.__name__ == "rl_zoo3.hyperparams_opt":
         import sb3_diffusion.zoo.hyperparams_opt as hyperparams_opt
 

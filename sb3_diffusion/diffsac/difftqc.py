@@ -1,0 +1,114 @@
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+
+from sb3_diffusion.common.policies import DiffusionSACPolicy
+from sb3_diffusion.diffsac.diffsac import DiffSAC
+
+
+class DiffTQC(DiffSAC):
+    """
+    Diffusion TQC (DiffTQC): :class:`.DiffSAC` with TQC's critics, which estimate quantiles of the return; the top ones are
+    left out of the target, so that the values are not overestimated.
+    Papers: TQC, https://arxiv.org/abs/2005.04269; DMERL, https://arxiv.org/abs/2512.02019
+
+    The arguments are those of sb3-contrib's ``TQC``, then :class:`.DiffSAC`'s.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param top_quantiles_to_drop_per_net: number of quantiles to drop per net (one for each critic) in the target
+    :param policy_kwargs: additional arguments to be passed to the policy on creation, see :class:`.DiffusionSACPolicy`; of
+        TQC's critics there is ``n_quantiles``
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: for an argument that is out of range, saying what is allowed
+    """
+
+    def __init__(
+        self,
+        policy: str | type[DiffusionSACPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,  # 1e6
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float = "auto",
+        target_update_interval: int = 1,
+        target_entropy: str | float = "auto",
+        top_quantiles_to_drop_per_net: int = 2,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        use_sde_at_warmup: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        qf_learning_rate: float | Schedule | None = None,
+        policy_delay: int = 1,
+        diffusion_steps: int = 5,
+        noise_schedule: str = "cosine",
+        prior_std: float = 1.0,
+        actor_loss: str = "adjoint",
+        denoising_steps_per_update: int = 4,
+        n_action_samples: int | None = None,
+        divergence: str = "reverse",
+        _init_setup_model: bool = True,
+    ):
+        self.top_quantiles_to_drop_per_net = top_quantiles_to_drop_per_net
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class,
+            replay_buffer_kwargs,
+            optimize_memory_usage,
+            n_steps,
+            ent_coef,
+            target_update_interval,
+            target_entropy,
+            use_sde,
+            sde_sample_freq,
+            use_sde_at_warmup,
+            stats_window_size,
+            tensorboard_log,
+            policy_kwargs,
+            verbose,
+            seed,
+            device,
+            qf_learning_rate,
+            policy_delay,
+            "tqc",
+            diffusion_steps,
+            noise_schedule,
+            prior_std,
+            actor_loss,
+            denoising_steps_per_update,
+            n_action_samples,
+            divergence,
+            _init_setup_model,
+        )
+
+    def _get_needed_policy_kwargs(self) -> dict[str, Any]:
+        needed = super()._get_needed_policy_kwargs()
+        return {**needed, "top_quantiles_to_drop_per_net": self.top_quantiles_to_drop_per_net}
