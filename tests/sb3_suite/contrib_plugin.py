@@ -1,7 +1,7 @@
 """
-Pytest plug-in: put DiffSAC in TQC's place, DiffWPO in CrossQ's and DiffPPO in TRPO's before sb3-contrib's tests are
-collected, and name what they cannot pass. With ``PEER_SUITE=DiffWPO`` in the environment DiffSAC and DiffWPO change places,
-and the tests of TRPO are left out.
+Pytest plug-in: put DiffTQC in TQC's place, DiffCrossQ in CrossQ's and DiffPPO in TRPO's before sb3-contrib's tests are
+collected, and name what they cannot pass. With ``PEER_SUITE=DiffWPO`` in the environment it is DiffSAC in TQC's place and
+DiffWPO in CrossQ's, and the tests of TRPO are left out.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sb3_contrib
 
-from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
 
 
 def without(algorithm: type, *foreign: str) -> Any:
@@ -31,11 +31,12 @@ def without(algorithm: type, *foreign: str) -> Any:
     return type(algorithm.__name__, (algorithm,), {"__init__": __init__})
 
 
-SWAPPED = os.environ.get("PEER_SUITE") == "DiffWPO"
-PLACES = {"TQC": DiffWPO, "CrossQ": DiffSAC} if SWAPPED else {"TQC": DiffSAC, "CrossQ": DiffWPO, "TRPO": DiffPPO}
 FOREIGN = {"TQC": ["n_quantiles"], "CrossQ": ["renorm_warmup_steps"], "TRPO": ["cg_max_steps", "sub_sampling_factor"]}
+PLACES = {"TQC": DiffTQC, "CrossQ": DiffCrossQ, "TRPO": without(DiffPPO, *FOREIGN["TRPO"])}
+if os.environ.get("PEER_SUITE") == "DiffWPO":
+    PLACES = {"TQC": without(DiffSAC, *FOREIGN["TQC"]), "CrossQ": without(DiffWPO, *FOREIGN["CrossQ"])}
 for place, algorithm in PLACES.items():
-    setattr(sb3_contrib, place, without(algorithm, *FOREIGN[place]))
+    setattr(sb3_contrib, place, algorithm)
 
 # gSDE draws the parameters of a Gaussian's noise; a diffusion policy has no such Gaussian, and refuses use_sde=True with
 # a ValueError
