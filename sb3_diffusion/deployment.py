@@ -122,6 +122,7 @@ class DeployedPolicy(nn.Module):
             "action_dim": chain.action_dim,
             "observation_normalized": sorted(self.normalizers) if self.is_dict else bool(self.normalizers),
         }
+        self.eval()  # itself, too: an exporter restores this mode in all that is in it
 
     def _add_normalizers(self, vec_normalize: VecNormalize) -> None:
         for key in vec_normalize.norm_obs_keys or [OBSERVATION] if self.is_dict else [OBSERVATION]:

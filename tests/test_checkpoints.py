@@ -19,7 +19,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
-from sb3_diffusion import CheckpointCallback, DiffPPO, DiffSAC, DiffWPO, resume_latest
+from sb3_diffusion import CheckpointCallback, DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO, resume_latest
 from sb3_diffusion.common import checkpoints
 from sb3_diffusion.common.checkpoints import find_checkpoints, find_damage, get_random_state, save_checkpoint, set_random_state
 
@@ -28,6 +28,8 @@ OFF_POLICY = dict(NETWORKS, learning_starts=10, buffer_size=200, batch_size=8)
 ON_POLICY = dict(NETWORKS, n_steps=16, batch_size=8, n_epochs=2)
 ALGORITHMS = {
     DiffSAC: OFF_POLICY,
+    DiffCrossQ: OFF_POLICY,
+    DiffTQC: OFF_POLICY,
     DiffWPO: OFF_POLICY,
     DiffPPO: dict(ON_POLICY, ent_coef="exp_0.1_0.01"),
     SAC: OFF_POLICY,
@@ -117,7 +119,7 @@ def test_all_is_as_it_was(algorithm, tmp_path):
     for name in ("obs_rms", "ret_rms"):
         assert np.array_equal(getattr(resumed.env, name).mean, getattr(model.env, name).mean)
         assert getattr(resumed.env, name).count == getattr(model.env, name).count
-    if algorithm in (DiffSAC, DiffWPO, SAC):
+    if algorithm not in (DiffPPO, PPO):
         for name in ("observations", "actions", "rewards", "dones", "pos"):
             assert np.array_equal(getattr(resumed.replay_buffer, name), getattr(model.replay_buffer, name))
         assert resumed.replay_buffer.pos == 32

@@ -322,7 +322,7 @@ def test_images(algorithm, share_features_extractor):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_dict_observations_best_of_n_and_exports(algorithm, tmp_path):
+def test_dict_observations_and_best_of_n(algorithm):
     env = SimpleMultiObsEnv(random_start=False, discrete_actions=False)
     model = make_model(algorithm, env, "MultiInputPolicy", buffer_size=50)
     model.policy.n_action_candidates = 3

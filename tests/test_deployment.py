@@ -18,8 +18,10 @@ from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_diffusion import (
+    DiffCrossQ,
     DiffPPO,
     DiffSAC,
+    DiffTQC,
     DiffusionActorCriticPolicy,
     DiffusionMDPWrapper,
     DiffusionSACPolicy,
@@ -164,6 +166,7 @@ def test_equal_to_predict(algorithm, export, tmp_path, monkeypatch):
         dict(diffusion_steps=8, noise_schedule="constant", prior_std=2.5),
         dict(policy_kwargs=dict(learn_std=False)),
         dict(policy_kwargs=dict(encode_once=False)),
+        dict(policy_kwargs=dict(actor_batch_norm=True)),
     ],
     ids=str,
 )
@@ -232,7 +235,7 @@ def test_steps_are_changed_after_loading(algorithm, tmp_path, monkeypatch):
     np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], before)
 
 
-@pytest.mark.parametrize("algorithm", [DiffSAC, DiffWPO])
+@pytest.mark.parametrize("algorithm", [DiffSAC, DiffWPO, DiffCrossQ, DiffTQC])
 @pytest.mark.parametrize("export", [export_onnx, export_torchscript])
 def test_best_of_candidates_after_loading(algorithm, export, tmp_path, monkeypatch):
     make(algorithm, "Pendulum-v1").save(tmp_path / "model")

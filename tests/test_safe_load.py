@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO, UnsafeModelError, load_safe
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO, UnsafeModelError, load_safe
 from sb3_diffusion.common.plain import NotPlain, decode, encode, parse
 from sb3_diffusion.common.temperature import TemperatureSchedule
 from sb3_diffusion.diffppo import DPPO_KWARGS
@@ -129,7 +129,14 @@ def check_same_model(safe, stock):
 
 
 CASES = {
-    **{f"{cls.__name__}-Mlp": (cls, {}) for cls in (DiffSAC, DiffWPO, DiffPPO)},
+    **{f"{cls.__name__}-Mlp": (cls, {}) for cls in (DiffSAC, DiffCrossQ, DiffTQC, DiffWPO, DiffPPO)},
+    "crossq": (
+        DiffWPO,
+        dict(
+            critic_type="crossq", policy_kwargs=dict(SMALL, actor_batch_norm=True, renorm_warmup_steps=7, batch_norm_eps=0.01)
+        ),
+    ),
+    "tqc": (DiffTQC, dict(top_quantiles_to_drop_per_net=3, policy_kwargs=dict(SMALL, n_quantiles=6))),
     **{
         f"{cls.__name__}-Cnn": (cls, dict(policy="CnnPolicy", env=Images, policy_kwargs=dict(net_arch=[8])))
         for cls in (DiffSAC, DiffWPO, DiffPPO)
@@ -290,7 +297,7 @@ def test_classes_and_attributes_of_ones_own():
         pass
 
     file = saved(make(Own))
-    with pytest.raises(UnsafeModelError, match="is of a 'Own': this reads DiffPPO, DiffSAC, DiffWPO"):
+    with pytest.raises(UnsafeModelError, match="is of a 'Own': this reads DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO"):
         load_safe(file)
     assert type(Own.load(file, safe=True)) is Own
     with pytest.raises(UnsafeModelError, match="is of a 'Own', not of a DiffSAC"):

@@ -6,7 +6,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
 
 BOX = spaces.Box(-1, 1, (2,), np.float32)
 OBSERVATIONS = {
@@ -17,7 +17,10 @@ OBSERVATIONS = {
     "Dict": spaces.Dict(position=BOX, button=spaces.Discrete(2)),
 }
 OFF_POLICY = dict(buffer_size=100, learning_starts=10, batch_size=4)
-KWARGS = {DiffSAC: OFF_POLICY, DiffWPO: OFF_POLICY, DiffPPO: dict(n_steps=16, batch_size=16, n_epochs=1)}
+KWARGS = {
+    **dict.fromkeys((DiffSAC, DiffCrossQ, DiffTQC, DiffWPO), OFF_POLICY),
+    DiffPPO: dict(n_steps=16, batch_size=16, n_epochs=1),
+}
 
 
 class AnySpaceEnv(gym.Env):
