@@ -1,5 +1,5 @@
 """
-What the diffusion policies cost on a CPU, beside stable_baselines3.SAC and PPO: one gradient update, real training, one
+What the diffusion policies cost on a CPU, beside SAC, PPO, TQC and CrossQ: one gradient update, real training, one
 action, a rollout and its updates, memory, and the share of an update that is matrix products.
 
 One process, one thread, CPU time. What is compared is measured in turn, round by round, and a ratio is the median over the
@@ -34,6 +34,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch as th
+from sb3_contrib import TQC, CrossQ
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
@@ -41,7 +42,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.profiler import ProfilerActivity, profile
 
-from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
 from sb3_diffusion.analysis.evaluation import write_result
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
@@ -51,6 +52,14 @@ OFF_POLICY: dict[str, tuple[type[SAC], str]] = {
     "diffsac-pathwise": (DiffSAC, "pathwise"),
     "diffsac-diffusion_value": (DiffSAC, "diffusion_value"),
     "diffwpo-adjoint": (DiffWPO, "adjoint"),
+    "diffcrossq-adjoint": (DiffCrossQ, "adjoint"),
+    "difftqc-adjoint": (DiffTQC, "adjoint"),
+}
+# With critics of the same width as the others'
+BASELINES: dict[str, tuple[type[OffPolicyAlgorithm], dict[str, Any]]] = {
+    "sac": (SAC, {}),
+    "tqc": (TQC, {}),
+    "crossq": (CrossQ, {"policy_kwargs": {"net_arch": [256, 256]}}),
 }
 
 Task = Callable[[], float]
@@ -100,7 +109,9 @@ def off_policy_models(args: argparse.Namespace) -> dict[str, OffPolicyAlgorithm]
     :return: models that have begun to train, by name
     """
     settings: dict[str, Any] = dict(learning_starts=300, buffer_size=10_000, batch_size=256, seed=0, device="cpu")
-    models: dict[str, OffPolicyAlgorithm] = {"sac": SAC("MlpPolicy", args.env, **settings)}
+    models: dict[str, OffPolicyAlgorithm] = {
+        name: baseline("MlpPolicy", args.env, **keywords, **settings) for name, (baseline, keywords) in BASELINES.items()
+    }
     for name, (algorithm, actor_loss) in OFF_POLICY.items():
         for steps in args.diffusion_steps:
             chain = dict(actor_loss=actor_loss, diffusion_steps=steps)
@@ -336,7 +347,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
-    parser.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 2, 5, 10, 20, 64])
+    parser.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 2, 5, 10, 16, 20, 64])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--calls", type=int, default=20, help="gradient updates of each model in a round")
     parser.add_argument("--out", type=Path, default=RESULT)

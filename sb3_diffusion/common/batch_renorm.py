@@ -30,7 +30,7 @@ class NativeBatchRenorm1d(BatchRenorm1d):
             return super().forward(x)
         if not self.training:
             return F.batch_norm(x, self.ra_mean, self.ra_var, self.scale, self.bias, eps=self.eps)
-        renormalize = bool(self.steps > self.warmup_steps)
+        renormalize = self.steps.item() > self.warmup_steps
         self.steps += 1
         if renormalize:
             return self._renormalize(x)
@@ -85,4 +85,4 @@ def set_batch_norm_training(network: nn.Module, mode: bool) -> None:
     """
     for module in network.modules():
         if isinstance(module, (BatchRenorm1d, nn.modules.batchnorm._BatchNorm)):
-            module.train(mode)
+            module.training = mode

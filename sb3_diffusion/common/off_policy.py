@@ -254,7 +254,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         set_batch_norm_training(self.actor.score_network, True)
         context = self.actor.encode(obs)
         set_batch_norm_training(self.actor.score_network, False)
-        return context.repeat(self.n_action_samples, 1)
+        return context if self.n_action_samples == 1 else context.repeat(self.n_action_samples, 1)
 
     def _update_critics(
         self, replay_data: ReplayBufferSamples, next_actions: th.Tensor, next_log_prob: th.Tensor, ent_coef: th.Tensor

@@ -116,10 +116,11 @@ class DenoisingNetwork(nn.Module):
         :param step: ``k``, one for all or one for each row, (..., B)
         :return: output of the network, (..., B, output_dim)
         """
-        times = self.time_layer(self.time_features)  # (K+1, W)
-        # As an embedding, of which the backward pass keeps the indices alone
-        time = times[step] if isinstance(step, int) else F.embedding(step, times)  # (W,) or (..., B, W)
-        return self.head(context + time + self.latent_layer(x))
+        times = self.time_features[step].expand(*x.shape[:-1], -1)  # (..., B, TIME_FEATURES)
+        # Both layers in one product, whose result nothing else needs: each further tensor of this size costs as much
+        weight = th.cat((self.latent_layer.weight, self.time_layer.weight), dim=1)
+        hidden = F.linear(th.cat((x, times), dim=-1), weight)
+        return self.head(hidden.add_(context))
 
     def unroll(self, context: th.Tensor) -> Callable[[th.Tensor | None, int], th.Tensor]:
         """
@@ -136,7 +137,7 @@ class DenoisingNetwork(nn.Module):
         def forward_step(x: th.Tensor | None, step: int) -> th.Tensor:
             hidden = context + times[step]
             if x is not None:
-                hidden = th.addmm(hidden, x, weight)
+                hidden = hidden.addmm_(x, weight)  # in place, since one tensor of this size less is a tenth of the step
             for layer in layers:
                 hidden = layer(hidden)
             return hidden
