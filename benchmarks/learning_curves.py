@@ -26,7 +26,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffusionSACPolicy, DiffWPO
 from sb3_diffusion.analysis.evaluation import EvaluationPoints, stored_result, train_and_evaluate
 from sb3_diffusion.common.batch_renorm import use_native_batch_renorm
 
@@ -49,7 +49,9 @@ ALGORITHMS: dict[str, Any] = {
     "crossq": CrossQ,
     "crossq_native": make_native_crossq,
     "ppo": PPO,
+    "diffcrossq": DiffCrossQ,
     "diffsac": DiffSAC,
+    "difftqc": DiffTQC,
     "diffwpo": DiffWPO,
     "diffppo": DiffPPO,
 }
