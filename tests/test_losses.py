@@ -98,7 +98,8 @@ def sampled_gradient(estimator, chain_model, batch_size=N_SAMPLES):
         else:
             values = [chain_model.exact_step_value_gradient(chain.x[k - 1], k - 1) for k in range(1, n_steps + 1)]
             step_gradient = th.stack(values)
-        loss = step_loss(chain_model.control_fn, schedule, chain.visit(steps), step_gradient, ALPHA)
+        visits = chain.visit(steps)
+        loss = step_loss(schedule, *chain_model.control_fn(visits.x, visits.steps), visits, step_gradient, ALPHA)
     return th.stack(th.autograd.grad(loss, chain_model.params))
 
 
@@ -222,6 +223,8 @@ def test_drawn_steps_estimate_the_sum_over_all():
     for n_drawn in (6, 2):
         steps = draw_steps(6, n_drawn, N_SAMPLES, gradient.device)
         step_gradient = lean_adjoint(schedule, steps, gradient)
-        losses.append(step_loss(chain_model.control_fn, schedule, chain.visit(steps), step_gradient, ALPHA).item())
+        visits = chain.visit(steps)
+        control = chain_model.control_fn(visits.x, visits.steps)
+        losses.append(step_loss(schedule, *control, visits, step_gradient, ALPHA).item())
     # Their standard error is 0.009
     assert losses[0] == pytest.approx(losses[1], abs=0.036)

@@ -126,6 +126,61 @@ def denoising_kernel(
     return apply_increment(x, u, at_step(schedule.mean_coef, step), std), std * th.exp(rho)
 
 
+def belief_variance(schedule: NoiseSchedule, variance: th.Tensor, step: Step) -> th.Tensor:
+    """
+    ``P_k = alpha_bar_k sigma^2 + 1 - alpha_bar_k``: the variance of ``x_k`` under a belief of ``x_0``.
+
+    :param schedule: noise schedule
+    :param variance: ``sigma^2``, the belief's variance in units of the prior's, (..., B, d)
+    :param step: ``k``, one for all or one for each row, (..., B)
+    :return: variance in units of the prior's, (..., B, d)
+    """
+    return th.addcmul(at_step(schedule.noise_variance, step), at_step(schedule.alpha_bar, step), variance)
+
+
+def posterior_control(
+    schedule: NoiseSchedule, mean: th.Tensor, log_std: th.Tensor, x: th.Tensor, step: Step
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    The control of the posterior kernel, the exact reversal of the noising process for the belief ``x_0 ~ N(m, sigma^2)``:
+    with ``P_k`` of :func:`belief_variance`
+
+    ``u = sqrt(beta_k alpha_bar_{k-1}) [m - sqrt(alpha_bar_k) (1 - sigma^2) x_k] / P_k``, ``rho = log(P_{k-1} / P_k) / 2``,
+
+    all in units of the prior's standard deviation. A belief that does not depend on ``(x_k, k)`` makes the chain end in that
+    Gaussian, for any number of steps and with no gap in the bound.
+
+    :param schedule: noise schedule, of training or of inference
+    :param mean: ``m / nu``, (..., B, d)
+    :param log_std: ``log(sigma / nu)``, (..., B, d)
+    :param x: ``x_k``, (..., B, d)
+    :param step: ``k``, one for all or one for each row, (..., B)
+    :return: control ``u`` and log-ratio of standard deviations ``rho``, each (..., B, d)
+    """
+    variance = th.exp(2 * log_std)
+    now = belief_variance(schedule, variance, step)
+    shrinkage = at_step(schedule.signal, step) / schedule.prior_std * (1 - variance)
+    u = at_step(schedule.belief_coef, step) * (mean - shrinkage * x) / now
+    return u, 0.5 * th.log(belief_variance(schedule, variance, step - 1) / now)
+
+
+def target_score_share(schedule: NoiseSchedule, rho: th.Tensor, step: Step) -> th.Tensor:
+    """
+    ``sigma^2 / P_{k-1}``, from the kernel alone: the share of the target score identity in :func:`.losses.mixed_adjoint`.
+
+    :param schedule: noise schedule
+    :param rho: log-ratio of standard deviations, (..., B, d)
+    :param step: ``k``, one for all or one for each row, (..., B)
+    :return: share, from 0 to 1, and 1 at the last step, k = 1, (..., B, d)
+    """
+    ratio = th.exp(2 * rho)  # P_{k-1} / P_k
+    # Solved for sigma^2
+    left = ratio * at_step(schedule.noise_variance, step) - at_step(schedule.noise_variance, step - 1)
+    right = at_step(schedule.alpha_bar, step - 1) - ratio * at_step(schedule.alpha_bar, step)
+    variance = (left / right.clamp_min(1e-12)).clamp_min(0.0)
+    return variance / belief_variance(schedule, variance, step - 1).clamp_min(1e-12)
+
+
 def kernel_kl(u: th.Tensor, rho: th.Tensor) -> th.Tensor:
     """
     Closed form of ``KL_k = KL(q(. | x_k, s) || r(. | x_k))``. In units of the reference kernel it does not depend on the

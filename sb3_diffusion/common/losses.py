@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from sb3_diffusion.common.chain import (
     Chain,
-    ControlFn,
     Visits,
     at_step,
     denoising_step,
     kernel_log_prob,
     sample_increment,
+    target_score_share,
     terminal_log_prob,
 )
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
@@ -135,20 +135,25 @@ def pathwise_loss(chain: Chain, value_gradient: th.Tensor, ent_coef: th.Tensor) 
 
 
 def step_loss(
-    control_fn: ControlFn, schedule: NoiseSchedule, visits: Visits, value_gradient: th.Tensor, ent_coef: th.Tensor
+    schedule: NoiseSchedule,
+    u: th.Tensor,
+    rho: th.Tensor,
+    visits: Visits,
+    value_gradient: th.Tensor,
+    ent_coef: th.Tensor,
 ) -> th.Tensor:
     """
     ``sum_k [alpha log(q_k / r_k) - V_{k-1}(s, x_{k-1})]``, each step taken once more with gradients from its recorded
     ``x_k`` and with its recorded noise, so that gradients pass through one step and memory does not grow with K.
 
-    :param control_fn: control function, with gradients
     :param schedule: noise schedule
+    :param u: control at the visited steps, with gradients, (M, B, d)
+    :param rho: log-ratio of the standard deviations there, with gradients, (M, B, d)
     :param visits: steps of chains that were sampled without gradients; the sum over all K is estimated from these
     :param value_gradient: gradient of ``V_{k-1}(s, x_{k-1})`` of these steps, (M, B, d)
     :param ent_coef: temperature alpha
     :return: loss, a scalar
     """
-    u, rho = control_fn(visits.x, visits.steps)
     x_prev, log_ratio = denoising_step(schedule, u, rho, visits.x, visits.noise, visits.steps)
     return (ent_coef * log_ratio - (value_gradient * x_prev).sum(dim=-1)).mean() * schedule.diffusion_steps
 
@@ -262,7 +267,39 @@ def lean_adjoint(schedule: NoiseSchedule, steps: th.Tensor, value_gradient: th.T
     :param value_gradient: gradient of ``V_0(s, x_0)``, (B, d)
     :return: ``sqrt(alpha_bar_{k-1})`` times the gradient, (M, B, d)
     """
-    return schedule.alpha_bar[steps - 1].sqrt().unsqueeze(-1) * value_gradient
+    return at_step(schedule.signal, steps - 1) * value_gradient
+
+
+def mixed_adjoint(
+    schedule: NoiseSchedule,
+    visits: Visits,
+    x_0: th.Tensor,
+    rho: th.Tensor,
+    value_gradient: th.Tensor,
+    ent_coef: th.Tensor,
+) -> th.Tensor:
+    """
+    Another stand-in for the gradient of ``V_{k-1}(s, x_{k-1})`` in :func:`step_loss`, with less noise than the lean adjoint's
+    where the policy is narrow. At the optimum that gradient is ``alpha [score of x_{k-1} + x_{k-1} / nu^2]``, and the score
+    has two unbiased estimators from one chain: the target score identity, which is the lean adjoint, and the denoising score
+    ``-(x_{k-1} - sqrt(alpha_bar) x_0) / ((1 - alpha_bar) nu^2)``. Mixed by ``sigma^2 / P_{k-1}`` their noises cancel for a
+    Gaussian (De Bortoli et al., 2024, arXiv 2402.08667, mix the two for diffusion models).
+
+    :param schedule: noise schedule
+    :param visits: steps of chains that were sampled with the current weights, (M, B)
+    :param x_0: ends of these chains, (B, d)
+    :param rho: log-ratio of the standard deviations at the visited steps, (M, B, d)
+    :param value_gradient: gradient of ``V_0(s, x_0)``, (B, d)
+    :param ent_coef: temperature alpha
+    :return: gradient of ``V_{k-1}(s, x_{k-1})``, (M, B, d)
+    """
+    previous = visits.steps - 1
+    share = target_score_share(schedule, rho.detach(), visits.steps)
+    noised = visits.x_prev - at_step(schedule.signal, previous) * x_0  # of variance (1 - alpha_bar) nu^2 at the optimum
+    score = visits.x_prev - noised / at_step(schedule.noise_variance, previous).clamp_min(1e-12)
+    # At k = 1 the second estimator does not exist, and has no share
+    score = th.where((previous == 0).unsqueeze(-1), 0.0, score) * (ent_coef / schedule.prior_std**2)
+    return th.lerp(score, lean_adjoint(schedule, visits.steps, value_gradient), share)
 
 
 def returns_along_chain(log_ratio: th.Tensor, value: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:

@@ -78,6 +78,9 @@ class NoiseSchedule(nn.Module):
     mean_coef: th.Tensor
     std: th.Tensor
     alpha_bar: th.Tensor
+    signal: th.Tensor
+    noise_variance: th.Tensor
+    belief_coef: th.Tensor
     visibility: th.Tensor
     control_scale: th.Tensor
 
@@ -102,11 +105,17 @@ class NoiseSchedule(nn.Module):
         # The same where a number is needed
         self.trained_steps: list[int] = steps.tolist()
         self.visible_steps = {step for step, value in enumerate(beta.tolist()) if value < 1}
+        alpha_bar = th.cumprod(1 - beta, dim=0)
         for name, value in {
             "beta": beta,
             "mean_coef": th.sqrt(1 - beta),
             "std": th.sqrt(beta) * self.prior_std,
-            "alpha_bar": th.cumprod(1 - beta, dim=0),
+            "alpha_bar": alpha_bar,
+            # Of x_k given x_0, in units of the prior's: the factor on x_0, and the variance
+            "signal": th.sqrt(alpha_bar),
+            "noise_variance": 1 - alpha_bar,
+            # Of the posterior kernel: how far a step goes towards the belief of x_0
+            "belief_coef": th.cat((beta[:1], th.sqrt(beta[1:] * alpha_bar[:-1]))),
             # A kernel with beta_k = 1 forgets x_k, and so does the best one: the score network need not see that noise
             "visibility": (beta < 1).double(),
             "control_scale": control_scale,

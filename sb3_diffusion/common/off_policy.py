@@ -36,7 +36,7 @@ from sb3_diffusion.common.checks import (
 )
 from sb3_diffusion.common.critics import CRITIC_RULES
 from sb3_diffusion.common.env_checks import CheckedAlgorithm, check_transition, report_dead_workers
-from sb3_diffusion.common.losses import ValueFn, lean_adjoint, returns_along_chain, value_and_gradient
+from sb3_diffusion.common.losses import ValueFn, lean_adjoint, mixed_adjoint, returns_along_chain, value_and_gradient
 from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
 from sb3_diffusion.common.safe_load import SafeAlgorithm
 
@@ -304,15 +304,23 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         return self.policy.critic_rule.value_fn(self.critic, obs, self.n_action_samples)
 
     def _step_value_gradient(
-        self, obs: PyTorchObs, chain: Chain, visits: Visits, value: th.Tensor, gradient: th.Tensor, ent_coef: th.Tensor
+        self,
+        obs: PyTorchObs,
+        chain: Chain,
+        visits: Visits,
+        rho: th.Tensor,
+        value: th.Tensor,
+        gradient: th.Tensor,
+        ent_coef: th.Tensor,
     ) -> tuple[th.Tensor, Info]:
         """
-        Gradients of the values of the steps of the chain, by the lean adjoint or by the diffusion value network, which is
-        first fitted to the returns along the chain.
+        Gradients of the values of the steps of the chain, by the lean adjoint, by the mixed one, or by the diffusion value
+        network, which is first fitted to the returns along the chain.
 
         :param obs: observations, B of them
         :param chain: ends of n chains of each observation, one after the other
         :param visits: steps of these chains, (M, n B)
+        :param rho: log-ratio of the standard deviations there, (M, n B, d)
         :param value: ``V_0(s, x_0)``, (n B,)
         :param gradient: gradient of ``V_0(s, x_0)``, (n B, d)
         :param ent_coef: temperature alpha
@@ -320,6 +328,8 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         """
         if self.actor_loss == "adjoint":
             return lean_adjoint(self.actor.schedule, visits.steps, gradient), {}
+        if self.actor_loss == "mixed_adjoint":
+            return mixed_adjoint(self.actor.schedule, visits, chain.x[0], rho, gradient, ent_coef), {}
         value_net = self.policy.diffusion_value
         assert value_net is not None
         context = value_net.encode(obs)

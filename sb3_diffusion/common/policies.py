@@ -33,6 +33,7 @@ from sb3_diffusion.common.chain import (
     draw_noise,
     kernel_kl,
     kernel_log_prob,
+    posterior_control,
     respaced_control,
     sample_chain,
     sample_increment,
@@ -41,6 +42,7 @@ from sb3_diffusion.common.chain import (
 )
 from sb3_diffusion.common.checks import (
     check_action_space,
+    check_choice,
     check_finite_tensor,
     check_integer,
     check_no_sde,
@@ -54,6 +56,8 @@ from sb3_diffusion.common.wrappers import AugmentedSpace
 # Where ``net_arch`` says nothing of the head that runs at every denoising step, it has one hidden layer of at most
 # this width
 MAX_DEFAULT_DENOISER_WIDTH = 64
+
+KERNELS = ("reference", "posterior")
 
 # Greater observations count as this for the actor: its networks work in single precision, which activations must not exceed
 OBSERVATION_MAX = 1e15
@@ -104,6 +108,7 @@ class ChainPolicy(ActionScaling):
     """What all diffusion policies share: sampling chains with their score network on their noise schedule."""
 
     compile_chain: bool
+    kernel: str
     action_dim: int
     schedule: NoiseSchedule
     inference_schedule: NoiseSchedule
@@ -126,9 +131,10 @@ class ChainPolicy(ActionScaling):
         :return: the control function of these observations on that schedule
         """
         network, trained = self.score_network, self.schedule
+        on = trained if schedule is None else schedule
         forward_step: Callable[[th.Tensor | None, int], th.Tensor] | None = None
 
-        def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
+        def output(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
             nonlocal forward_step
             if not isinstance(step, int):
                 return network.control(context, at_step(trained.visibility, step) * x, step)
@@ -136,7 +142,13 @@ class ChainPolicy(ActionScaling):
                 forward_step = network.unroll(context)
             return network.to_control(forward_step(x if step in trained.visible_steps else None, step))
 
-        return control if schedule in (None, trained) else respaced_control(control, schedule)
+        def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
+            mean, log_std = output(x, on.trained_steps[step] if isinstance(step, int) else step)
+            return posterior_control(on, mean, log_std, x, step)
+
+        if self.kernel == "posterior":
+            return control
+        return output if on is trained else respaced_control(output, on)
 
     def run_chain(self, sampler: Callable[..., Any], context: th.Tensor, schedule: NoiseSchedule, *inputs: th.Tensor) -> Any:
         """
@@ -209,6 +221,8 @@ class DiffusionActor(ChainPolicy, BasePolicy):
     :param encode_once: run the encoder once per chain and a small head per step; if False, one network of the widths
         ``net_arch`` runs at every step
     :param actor_batch_norm: whether a batch renormalisation stands before each layer of the encoder
+    :param kernel: what the network says of a step: ``"reference"``, by how much its kernel differs from the reference
+        kernel, or ``"posterior"``, what it believes of ``x_0``, see :func:`.chain.posterior_control`
     :param compile_chain: compile the loop over the denoising steps, see ``torch.compile``
     :param normalize_images: whether to divide images by 255
     """
@@ -232,6 +246,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
         learn_std: bool = True,
         encode_once: bool = True,
         actor_batch_norm: bool = False,
+        kernel: str = "reference",
         compile_chain: bool = False,
         normalize_images: bool = True,
     ):
@@ -254,8 +269,11 @@ class DiffusionActor(ChainPolicy, BasePolicy):
             learn_std=learn_std,
             encode_once=encode_once,
             actor_batch_norm=actor_batch_norm,
+            kernel=kernel,
             compile_chain=compile_chain,
         )
+        check_choice("kernel", kernel, KERNELS)
+        self.kernel = kernel
         self.action_dim = get_action_dim(action_space)
         self.schedule = NoiseSchedule(diffusion_steps, noise_schedule, prior_std)
         self.inference_schedule = self.schedule
@@ -268,6 +286,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
             activation_fn=activation_fn,
             denoiser_activation_fn=denoiser_activation_fn,
             learn_std=learn_std,
+            control_scale=1.0 if kernel == "posterior" else None,
             encoder_batch_norm=actor_batch_norm,
         )
         self.compile_chain = compile_chain
@@ -413,6 +432,7 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         ``net_arch["pi"]`` runs at every step
     :param denoiser_activation_fn: activation of the head
     :param actor_batch_norm: whether a batch renormalisation stands before each layer of the encoder, as in CrossQ's actor
+    :param kernel: ``"reference"`` or ``"posterior"``, see :class:`DiffusionActor`
     :param compile_chain: compile the loop over the denoising steps with ``torch.compile``, which needs a C++ compiler and
         takes about half a minute at first; for many steps or one observation at a time it pays
     :param critic_type: critics: ``"sac"``, ``"crossq"`` or ``"tqc"``, see :class:`.DiffSAC`
@@ -458,6 +478,7 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         encode_once: bool = True,
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
         actor_batch_norm: bool = False,
+        kernel: str = "reference",
         compile_chain: bool = False,
         critic_type: str = "sac",
         n_quantiles: int | None = None,
@@ -495,6 +516,7 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
             learn_std=learn_std,
             encode_once=encode_once,
             actor_batch_norm=actor_batch_norm,
+            kernel=kernel,
             compile_chain=compile_chain,
         )
         self.denoiser_kwargs = dict(
@@ -731,6 +753,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     :param prior_std: standard deviation of the prior of the latent action; on an augmented observation what the wrapper says
     :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
     :param denoiser_activation_fn: activation of the heads
+    :param kernel: ``"reference"`` or ``"posterior"``, see :class:`DiffusionActor`
     :param compile_chain: compile the loop over the denoising steps, see :class:`DiffusionSACPolicy`
     :param state_value: make the value function one of the state alone, as in DPPO (arXiv 2409.00588)
     :param whole_chain: :meth:`forward` runs all denoising steps; :class:`.DiffPPO` says so
@@ -767,6 +790,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         prior_std: float | None = None,
         learn_std: bool = True,
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
+        kernel: str = "reference",
         compile_chain: bool = False,
         state_value: bool = False,
         whole_chain: bool = False,
@@ -774,6 +798,8 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         check_no_sde(use_sde)
         check_action_space(action_space)
         check_real_actions(action_space)
+        check_choice("kernel", kernel, KERNELS)
+        self.kernel = kernel
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(eps=1e-5, fused=True)
         augmented = AugmentedSpace.parse(observation_space, get_action_dim(action_space))
@@ -790,6 +816,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             prior_std=self._from_wrapper("prior_std", prior_std, 1.0),
             learn_std=learn_std,
             denoiser_activation_fn=denoiser_activation_fn,
+            kernel=kernel,
             compile_chain=compile_chain,
             state_value=state_value,
             whole_chain=whole_chain,

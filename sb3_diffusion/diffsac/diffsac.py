@@ -19,7 +19,7 @@ from sb3_diffusion.common.losses import (
 from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm, Info
 from sb3_diffusion.diffsac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
-ACTOR_LOSSES = ("adjoint", "diffusion_value", "pathwise")
+ACTOR_LOSSES = ("adjoint", "mixed_adjoint", "diffusion_value", "pathwise")
 
 
 class DiffSAC(DiffusionOffPolicyAlgorithm):
@@ -78,8 +78,10 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
     :param prior_std: standard deviation of the prior of the latent action
     :param actor_loss: estimator of the actor's gradient:
         ``"adjoint"`` carries the critics' gradient back along the linear reference dynamics (Adjoint Matching, arXiv
-        2409.08861); ``"diffusion_value"`` learns the values of the steps of the chain, as the paper does;
-        ``"pathwise"`` back-propagates through all steps, as stock SAC with :class:`.DiffusionSACPolicy` does
+        2409.08861); ``"mixed_adjoint"`` mixes it with the score that the chain itself knows, which has less noise where the
+        policy is narrow, see :func:`.losses.mixed_adjoint`; ``"diffusion_value"`` learns the values of the steps of the
+        chain, as the paper does; ``"pathwise"`` back-propagates through all steps, as stock SAC with
+        :class:`.DiffusionSACPolicy` does
     :param denoising_steps_per_update: how many denoising steps of each sample an update of the actor uses, drawn at
         random where K is greater; bounds time and memory for any K. Not used by ``actor_loss="pathwise"``
     :param n_action_samples: how many chains of each observation an update of the actor uses; if None, one with the reverse
@@ -168,8 +170,9 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
             if visits is None:
                 loss, info = pathwise_loss(chain, gradient, ent_coef), {}
             else:
-                step_gradient, info = self._step_value_gradient(obs, chain, visits, value, gradient, ent_coef)
-                loss = step_loss(control_fn, schedule, visits, step_gradient, ent_coef)
+                u, rho = control_fn(visits.x, visits.steps)
+                step_gradient, info = self._step_value_gradient(obs, chain, visits, rho, value, gradient, ent_coef)
+                loss = step_loss(schedule, u, rho, visits, step_gradient, ent_coef)
         optimize(self.actor.optimizer, "actor loss", loss, value=value, x_0=chain.x[0], ent_coef=ent_coef)
         info["train/actor_loss"] = (ent_coef * chain.log_ratio.detach().sum(dim=0) - value).mean()
         info.update(self._describe_chain(chain))

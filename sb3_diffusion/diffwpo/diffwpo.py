@@ -32,7 +32,8 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
     The arguments from ``policy`` to ``denoising_steps_per_update`` are :class:`.DiffSAC`'s, with its defaults.
 
     :param actor_loss: where the gradients of the values along the chain come from: ``"adjoint"`` carries the critics'
-        gradient back along the linear reference dynamics (Adjoint Matching, arXiv 2409.08861); ``"diffusion_value"`` learns
+        gradient back along the linear reference dynamics (Adjoint Matching, arXiv 2409.08861); ``"mixed_adjoint"`` has less
+        noise, see :func:`.losses.mixed_adjoint`; ``"diffusion_value"`` learns
         the values of the steps of the chain, as the paper does
     :param denoising_steps_per_update: how many denoising steps of each chain an update of the actor uses, drawn at
         random where K is greater; bounds time and memory for any K
@@ -53,7 +54,7 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    actor_losses = ("adjoint", "diffusion_value")
+    actor_losses = ("adjoint", "mixed_adjoint", "diffusion_value")
     actor_target: DiffusionActor
 
     def __init__(
@@ -189,8 +190,8 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
                 info.update(self._update_temperature(action_log_prob(self.actor.schedule, chain)))
                 q_fn = self._make_value_fn(obs)
                 value, gradient = latent_value_and_gradient(q_fn, self.actor.schedule, chain.x[0], ent_coef)
-                step_gradient, value_info = self._step_value_gradient(obs, chain, visits, value, gradient, ent_coef)
                 u, rho = self.actor.control_fn(context)(visits.x, visits.steps)
+                step_gradient, value_info = self._step_value_gradient(obs, chain, visits, rho, value, gradient, ent_coef)
                 loss = wasserstein_loss(self.actor.schedule, u, rho, visits, step_gradient, ent_coef, self.fisher_rescaling)
                 penalty, kl_info = self._update_trust_region(obs, visits, u, rho)
                 optimize(self.actor.optimizer, "actor loss", loss + penalty, q_value_gradient=gradient, u=u, rho=rho)
