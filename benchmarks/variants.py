@@ -1,13 +1,14 @@
 """
-Variants of DiffCrossQ's critics and actor, one change each, on equal terms: what DIME (arXiv 2502.02316), CrossQ (arXiv
-1902.05605) and SimBa (arXiv 2410.09754) add, each by itself.
+Variants of DiffCrossQ on equal terms: kernels, estimators of the actor's gradient and numbers of denoising steps; and what
+DIME (arXiv 2502.02316), CrossQ (arXiv 1902.05605) and SimBa (arXiv 2410.09754) add to critics and actor, each by itself.
+A name like ``posterior+mixed+k16`` joins several.
 
 Each run is written when it ends and skipped when its file is there.
 
 Example::
 
-    python benchmarks/critic_variants.py --envs HalfCheetah-v5 Hopper-v5 --seeds 0 1 2
-    python benchmarks/critic_variants.py --table
+    python benchmarks/variants.py --envs HalfCheetah-v5 Hopper-v5 --seeds 0 1 2
+    python benchmarks/variants.py --table
 """
 
 import argparse
@@ -27,6 +28,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_diffusion import DiffSAC
+from sb3_diffusion.analysis.entropy import policy_entropy
 from sb3_diffusion.analysis.evaluation import EvaluationPoints, markdown, train_and_evaluate
 from sb3_diffusion.common.critics import CRITIC_RULES, CriticRule, CrossQRule
 
@@ -102,6 +104,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "half_entropy": {"target_entropy": "auto_0.5"},
     "wide": {"policy_kwargs": {"net_arch": {"pi": [128, 128], "qf": [512, 512]}}},
     "gaussian": {"diffusion_steps": 1},
+    # Kernels and estimators
+    "k16": {"diffusion_steps": 16},
+    "posterior": {"policy_kwargs": {"kernel": "posterior"}},
+    "mixed": {"actor_loss": "mixed_adjoint"},
+    "pathwise": {"actor_loss": "pathwise"},
+    "forward": {"divergence": "forward"},
+    "all_steps": {"denoising_steps_per_update": 64},
+    "slow_actor": {"learning_rate": 3e-4, "qf_learning_rate": 1e-3},
+    "zero_entropy": {"target_entropy": 0.0},
 }
 AFTERWARDS: dict[str, Callable[[DiffSAC], None]] = {"clip": clip_actor_gradient}
 
@@ -138,7 +149,7 @@ def train(env: str, seed: int, variant: str, width: int, steps: int, eval_every:
     :return: the result
     """
     logged = ("diffusion/entropy_bound", "train/ent_coef", "train/critic_loss")
-    callback = partial(EvaluationPoints, env, eval_every, eval_episodes, logged)
+    callback = partial(EvaluationPoints, env, eval_every, eval_episodes, logged, policy_entropy)
     return train_and_evaluate(partial(make_model, variant, env, seed, width), steps, callback)
 
 
@@ -159,7 +170,9 @@ def print_table(folder: Path) -> None:
             returns = [result["points"][index]["return"] for result in results]
             row[f"{results[0]['points'][index]['step']:,.0f}"] = f"{np.mean(returns):.0f}"
         row["each seed at the end"] = ", ".join(f"{result['points'][-1]['return']:.0f}" for result in results)
-        row["sampled"] = f"{np.mean([result['points'][-1]['stochastic_return'] for result in results]):.0f}"
+        for title, key in (("sampled", "stochastic_return"), ("entropy", "entropy"), ("its bound", "entropy_bound")):
+            numbers = [result["points"][-1].get(key, np.nan) for result in results]
+            row[title] = f"{np.mean(numbers):.{0 if key == 'stochastic_return' else 2}f}"
         rows.append(row)
     print(markdown(rows))
 
@@ -175,7 +188,7 @@ def main() -> None:
     parser.add_argument("--eval-every", type=int, default=5_000)
     parser.add_argument("--eval-episodes", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS / "critic_variants")
+    parser.add_argument("--out", type=Path, default=RESULTS / "variants")
     parser.add_argument("--table", action="store_true", help="print what is there")
     args = parser.parse_args()
     if args.table:
