@@ -4,10 +4,10 @@ import numpy as np
 import torch as th
 from scipy.spatial import cKDTree
 from scipy.special import digamma, gammaln
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_diffusion.common.chain import action_log_prob, squash_log_det
-from sb3_diffusion.common.policies import DiffusionSACPolicy
+from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
 
 
 def sample_entropy(samples: np.ndarray, n_neighbors: int = 4) -> float:
@@ -28,7 +28,7 @@ def sample_entropy(samples: np.ndarray, n_neighbors: int = 4) -> float:
     return float(entropy + np.log(scale).sum())
 
 
-def policy_entropy(model: OffPolicyAlgorithm, n_states: int = 32, n_samples: int = 1000) -> dict[str, float]:
+def policy_entropy(model: BaseAlgorithm, n_states: int = 32, n_samples: int = 1000) -> dict[str, float]:
     """
     Entropy of the squashed actions at states of the replay buffer, estimated from samples, and the bound on it.
 
@@ -37,8 +37,8 @@ def policy_entropy(model: OffPolicyAlgorithm, n_states: int = 32, n_samples: int
     :param n_samples: sampled actions at each
     :return: means over the states of ``entropy`` and ``entropy_bound``, in nats
     """
+    assert isinstance(model, DiffusionOffPolicyAlgorithm) and model.replay_buffer is not None
     policy = model.policy
-    assert isinstance(policy, DiffusionSACPolicy) and model.replay_buffer is not None
     random_state = np.random.get_state()
     obs = model.replay_buffer.sample(n_states, env=model.get_vec_normalize_env()).observations
     np.random.set_state(random_state)  # the training that is looked at must not change
