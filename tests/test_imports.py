@@ -30,6 +30,7 @@ LAYERS = [
     {"diffppo.diffppo", "diffsac.diffsac", "diffwpo.diffwpo"},
     {"diffsac.diffcrossq", "diffsac.difftqc"},
     {"deployment", "loading"},
+    {"analysis.fitting"},
     {"analysis.bound", "analysis.entropy", "analysis.evaluation"},
     {"analysis.modes", "analysis.sweep"},
     {"analysis.divergences", "analysis.mixture", "analysis.plots"},

@@ -146,7 +146,7 @@ def test_off_policy(algorithm, actor_loss, tmp_path):
     model.save(tmp_path / "model.zip")
     for safe in (False, True):
         loaded = algorithm.load(tmp_path / "model.zip", safe=safe)
-        assert loaded.actor.kernel == "posterior"
+        assert loaded.actor.score_network.kernel == "posterior"
         assert np.array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
     model.policy.inference_steps = 2
     assert model.predict(obs)[0].shape == (1,)

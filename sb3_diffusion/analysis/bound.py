@@ -4,16 +4,16 @@ several peaks (DMERL, arXiv 2512.02019: the gap between the KL of the paths and 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch as th
 
+from sb3_diffusion.analysis.fitting import FittedChain
 from sb3_diffusion.common.chain import (
     ControlFn,
-    at_step,
     denoising_kernel,
     draw_noise,
     gaussian_log_prob,
@@ -23,7 +23,8 @@ from sb3_diffusion.common.chain import (
 from sb3_diffusion.common.checks import check_choice
 from sb3_diffusion.common.losses import forward_kl_loss, path_weights
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
-from sb3_diffusion.common.score_network import ScoreNetwork
+
+LogProbFn = Callable[[th.Tensor], th.Tensor]
 
 PEAK, PEAK_STD = 1.2, 0.25
 
@@ -95,7 +96,12 @@ def exact_marginal(control_fn: ControlFn, schedule: NoiseSchedule, grid: th.Tens
 
 
 def path_space_loss(
-    control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor, temperature: float, divergence: str
+    control_fn: ControlFn,
+    schedule: NoiseSchedule,
+    noise: th.Tensor,
+    temperature: float,
+    divergence: str,
+    log_prob: LogProbFn,
 ) -> th.Tensor:
     """
     :param control_fn: control function, with gradients
@@ -103,16 +109,17 @@ def path_space_loss(
     :param noise: standard normal noises of B chains, (K+1, B, d)
     :param temperature: what the entropy is worth
     :param divergence: ``"reverse"`` or ``"forward"``, as DiffSAC has them
-    :return: loss, a scalar, whose gradient is that of the divergence between the chain and the one that ends in
-        :func:`peaks_log_prob` divided by the temperature
+    :param log_prob: log-density of the target, (B, d) -> (B,)
+    :return: loss, a scalar, whose gradient is that of the divergence between the chain and the one that ends in the target,
+        divided by the temperature
     """
     if divergence == "reverse":
         chain = sample_chain(control_fn, schedule, noise)
-        return (temperature * path_log_ratio(schedule, chain) - peaks_log_prob(chain.x[0])).mean()
+        return (temperature * path_log_ratio(schedule, chain) - log_prob(chain.x[0])).mean()
     with th.no_grad():
         chain = sample_chain(control_fn, schedule, noise)
         alpha, x_0 = th.tensor(temperature), chain.x[0]
-        value = peaks_log_prob(x_0) - alpha * gaussian_log_prob(x_0, 0.0, schedule.prior_std)
+        value = log_prob(x_0) - alpha * gaussian_log_prob(x_0, 0.0, schedule.prior_std)
         weights = path_weights(chain, value, alpha, len(value))
     visits = chain.visit(schedule.all_steps())
     return forward_kl_loss(schedule, *control_fn(visits.x, visits.steps), visits, weights, len(weights))
@@ -127,9 +134,11 @@ def fit_control(
     batch_size: int = 512,
     learning_rate: float = 3e-3,
     seed: int = 0,
+    kernel: str = "reference",
+    log_prob: LogProbFn = peaks_log_prob,
 ) -> ControlFn:
     """
-    Fit a chain to :func:`peaks_log_prob`.
+    Fit a chain to a target.
 
     :param schedule: noise schedule
     :param dim: dimension d
@@ -139,30 +148,34 @@ def fit_control(
     :param batch_size: chains of a gradient step
     :param learning_rate: of Adam, at first; it falls to 0 over the second half
     :param seed: seed
+    :param kernel: ``"reference"`` or ``"posterior"``, see :class:`.ScoreNetwork`
+    :param log_prob: log-density of the target, (B, d) -> (B,)
     :return: control function
     :raises ValueError: for an unknown divergence
     """
     check_choice("divergence", divergence, ("forward", "reverse"))
     th.manual_seed(seed)
-    network = ScoreNetwork(1, dim, schedule.diffusion_steps, [], [64, 64])
-    optimizer = th.optim.Adam(network.parameters(), lr=learning_rate)
-
-    def control_fn(x: th.Tensor, step: int | th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        return network.control(network.encode(x.new_zeros(1, 1)), x * at_step(schedule.visibility, step), step)
-
+    model = FittedChain(schedule, dim, kernel=kernel)
+    optimizer = th.optim.Adam(model.parameters(), lr=learning_rate)
+    control_fn = model.control_of_first_context()
     for update in range(n_updates):
         progress = update / n_updates
         optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, 2 * (1 - progress))
         temperature = max(10.0 ** (1 - 2 * progress), 1.0) if anneal else 1.0
         noise = draw_noise(schedule, batch_size, dim)
         optimizer.zero_grad()
-        path_space_loss(control_fn, schedule, noise, temperature, divergence).backward()
+        path_space_loss(control_fn, schedule, noise, temperature, divergence, log_prob).backward()
         optimizer.step()
     return control_fn
 
 
 def measure_gap(
-    control_fn: ControlFn, schedule: NoiseSchedule, dim: int = 1, n_chains: int = 100_000, n_points: int | None = None
+    control_fn: ControlFn,
+    schedule: NoiseSchedule,
+    dim: int = 1,
+    n_chains: int = 100_000,
+    n_points: int | None = None,
+    log_prob: LogProbFn = peaks_log_prob,
 ) -> dict[str, float]:
     """
     :param control_fn: control function
@@ -170,6 +183,7 @@ def measure_gap(
     :param dim: dimension d
     :param n_chains: chains from which the KL of the paths is estimated
     :param n_points: points of the quadrature along each axis, see :func:`make_grid`
+    :param log_prob: log-density of the target, (B, d) -> (B,)
     :return: in nats ``path_kl``, its ``standard_error``, the exact ``marginal_kl`` of ``x_0`` and their ``gap``; the exact
         ``entropy`` of ``x_0``; ``share_right``, the probability of ``x_0 > 0`` along the first axis; ``least_peak``, the least
         probability of being within three standard deviations of a peak along each axis, at most ``0.997^d / 2^d`` if even
@@ -178,12 +192,12 @@ def measure_gap(
     grid = make_grid(dim, n_points, max(6.0, 5 * schedule.prior_std))
     with th.no_grad():
         chain = sample_chain(control_fn, schedule, draw_noise(schedule, n_chains, dim))
-        path_kl = (path_log_ratio(schedule, chain) - peaks_log_prob(chain.x[0])).double()
+        path_kl = (path_log_ratio(schedule, chain) - log_prob(chain.x[0])).double()
         density = exact_marginal(control_fn, schedule, grid)
     corners = th.cartesian_prod(*[th.tensor([-PEAK, PEAK], dtype=grid.dtype)] * dim).reshape(-1, 1, dim)
     at_peaks = ((grid - corners).abs() < 3 * PEAK_STD).all(dim=-1)  # (2^d, G)
     volume, log_density = cell_volume(grid), th.log(density.clamp(min=1e-300))
-    marginal_kl = (density * (log_density - peaks_log_prob(grid))).sum().item() * volume
+    marginal_kl = (density * (log_density - log_prob(grid))).sum().item() * volume
     return {
         "path_kl": path_kl.mean().item(),
         "standard_error": path_kl.std().item() / math.sqrt(n_chains),

@@ -42,7 +42,6 @@ from sb3_diffusion.common.chain import (
 )
 from sb3_diffusion.common.checks import (
     check_action_space,
-    check_choice,
     check_finite_tensor,
     check_integer,
     check_no_sde,
@@ -56,8 +55,6 @@ from sb3_diffusion.common.wrappers import AugmentedSpace
 # Where ``net_arch`` says nothing of the head that runs at every denoising step, it has one hidden layer of at most
 # this width
 MAX_DEFAULT_DENOISER_WIDTH = 64
-
-KERNELS = ("reference", "posterior")
 
 # Greater observations count as this for the actor: its networks work in single precision, which activations must not exceed
 OBSERVATION_MAX = 1e15
@@ -108,7 +105,6 @@ class ChainPolicy(ActionScaling):
     """What all diffusion policies share: sampling chains with their score network on their noise schedule."""
 
     compile_chain: bool
-    kernel: str
     action_dim: int
     schedule: NoiseSchedule
     inference_schedule: NoiseSchedule
@@ -146,7 +142,7 @@ class ChainPolicy(ActionScaling):
             mean, log_std = output(x, on.trained_steps[step] if isinstance(step, int) else step)
             return posterior_control(on, mean, log_std, x, step)
 
-        if self.kernel == "posterior":
+        if network.kernel == "posterior":
             return control
         return output if on is trained else respaced_control(output, on)
 
@@ -272,8 +268,6 @@ class DiffusionActor(ChainPolicy, BasePolicy):
             kernel=kernel,
             compile_chain=compile_chain,
         )
-        check_choice("kernel", kernel, KERNELS)
-        self.kernel = kernel
         self.action_dim = get_action_dim(action_space)
         self.schedule = NoiseSchedule(diffusion_steps, noise_schedule, prior_std)
         self.inference_schedule = self.schedule
@@ -286,7 +280,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
             activation_fn=activation_fn,
             denoiser_activation_fn=denoiser_activation_fn,
             learn_std=learn_std,
-            control_scale=1.0 if kernel == "posterior" else None,
+            kernel=kernel,
             encoder_batch_norm=actor_batch_norm,
         )
         self.compile_chain = compile_chain
@@ -798,8 +792,6 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         check_no_sde(use_sde)
         check_action_space(action_space)
         check_real_actions(action_space)
-        check_choice("kernel", kernel, KERNELS)
-        self.kernel = kernel
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(eps=1e-5, fused=True)
         augmented = AugmentedSpace.parse(observation_space, get_action_dim(action_space))
@@ -881,7 +873,13 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         dims, n_steps = self.mlp_extractor, self.schedule.diffusion_steps
         # PPO bounds each update by its clip range, and takes few of them: here a smaller control would only learn more slowly
         self.score_network = ScoreNetwork(
-            dims.latent_dim_pi, self.action_dim, n_steps, learn_std=chain["learn_std"], control_scale=1.0, **heads
+            dims.latent_dim_pi,
+            self.action_dim,
+            n_steps,
+            learn_std=chain["learn_std"],
+            kernel=chain["kernel"],
+            control_scale=1.0,
+            **heads,
         )
         self.value_net = DenoisingNetwork(dims.latent_dim_vf, self.action_dim, 1, n_steps, **heads)
         if self.ortho_init:

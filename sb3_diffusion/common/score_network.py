@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_diffusion.common.batch_renorm import NativeBatchRenorm1d, set_batch_norm_training
+from sb3_diffusion.common.checks import check_choice
 
-# Bounds of the log-ratio of a kernel's standard deviation to the reference kernel's
+# Bounds of the log-ratio of a kernel's standard deviation to the reference kernel's, or of a belief's to the prior's
 LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX = -5.0, 1.0
 
 # Bound of the control: far beyond where the squash saturates, it keeps a spoilt network from growing without end along
@@ -19,6 +20,8 @@ LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX = -5.0, 1.0
 CONTROL_MAX = 20.0
 
 TIME_FEATURES = 16
+
+KERNELS = ("reference", "posterior")
 
 
 def time_features(diffusion_steps: int, n_features: int = TIME_FEATURES) -> th.Tensor:
@@ -137,7 +140,7 @@ class DenoisingNetwork(nn.Module):
         def forward_step(x: th.Tensor | None, step: int) -> th.Tensor:
             hidden = context + times[step]
             if x is not None:
-                hidden = hidden.addmm_(x, weight)  # in place, since one tensor of this size less is a tenth of the step
+                hidden = th.addmm(hidden, x, weight)
             for layer in layers:
                 hidden = layer(hidden)
             return hidden
@@ -149,6 +152,9 @@ class ScoreNetwork(DenoisingNetwork):
     """
     The network that defines the denoising kernels.
 
+    Its output is a control, or with ``kernel="posterior"`` the mean and the logarithm of the standard deviation of a belief of
+    ``x_0``, in units of the prior's standard deviation.
+
     :param features_dim: number of features of the observation, F
     :param action_dim: dimension of ``x_k``, d
     :param diffusion_steps: number of denoising steps K
@@ -157,8 +163,10 @@ class ScoreNetwork(DenoisingNetwork):
     :param activation_fn: activation of the encoder
     :param denoiser_activation_fn: activation of the head
     :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
-    :param control_scale: factor on the control; ``K^-0.5`` if None, since what one step has to add shrinks with their
-        number, and so does what one step of the optimizer may add
+    :param kernel: what the output says of a step: ``"reference"``, by how much the kernel differs from the reference
+        kernel, or ``"posterior"``, what it believes of ``x_0``, see :func:`.chain.posterior_control`
+    :param control_scale: factor on the control; if None ``K^-0.5``, since what one step has to add shrinks with their
+        number, and so does what one step of the optimizer may add, and 1 for a belief
     :param encoder_batch_norm: whether a batch renormalisation stands before each layer of the encoder, as in CrossQ's actor
         (arXiv 1902.05605)
     """
@@ -177,6 +185,7 @@ class ScoreNetwork(DenoisingNetwork):
         activation_fn: type[nn.Module] = nn.ReLU,
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
         learn_std: bool = True,
+        kernel: str = "reference",
         control_scale: float | None = None,
         encoder_batch_norm: bool = False,
     ):
@@ -194,10 +203,13 @@ class ScoreNetwork(DenoisingNetwork):
             encoder_batch_norm=encoder_batch_norm,
         )
         self.learn_std = learn_std
-        scale = diffusion_steps**-0.5 if control_scale is None else control_scale
+        check_choice("kernel", kernel, KERNELS)
+        self.kernel = kernel
+        if control_scale is None:
+            control_scale = 1.0 if kernel == "posterior" else diffusion_steps**-0.5
         # Of the control and of rho side by side, since at small batches the number of operations is the cost
         for name, of_control, of_rho in (
-            ("output_factor", scale, 1.0),
+            ("output_factor", control_scale, 1.0),
             ("output_min", -CONTROL_MAX, LOG_STD_RATIO_MIN),
             ("output_max", CONTROL_MAX, LOG_STD_RATIO_MAX),
         ):
@@ -217,7 +229,8 @@ class ScoreNetwork(DenoisingNetwork):
         """
         :param output: output of :meth:`forward`, (..., B, d or 2 d)
         :return: control ``u``, the shift of the kernel's mean in standard deviations of the reference kernel, and
-            ``rho``, the log-ratio of the two standard deviations, each (..., B, d)
+            ``rho``, the log-ratio of the two standard deviations, or the mean and the logarithm of the standard deviation
+            of a belief, within their bounds, each (..., B, d)
         """
         output = th.clamp(output * self.output_factor, self.output_min, self.output_max)
         return output.chunk(2, dim=-1) if self.learn_std else (output, th.zeros_like(output))  # type: ignore[return-value]
