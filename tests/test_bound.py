@@ -6,7 +6,7 @@ import pytest
 import torch as th
 
 from sb3_diffusion.analysis.bound import cell_volume, exact_marginal, fit_control, make_grid, measure_gap
-from sb3_diffusion.common.chain import draw_noise, path_log_ratio, sample_chain
+from sb3_diffusion.common.chain import draw_noise, gaussian_log_prob, path_log_ratio, sample_chain
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
 
@@ -72,3 +72,18 @@ def test_respaced_chain_reaches_a_known_target(name, inference_steps):
         rtol=1e-3,
         atol=1e-3,
     )
+
+
+@pytest.mark.parametrize("dim, n_steps", [(1, 1), (1, 4), (1, 16), (2, 1), (2, 4)])
+def test_the_posterior_kernel_has_no_gap_on_one_peak(dim, n_steps):
+    schedule, width = NoiseSchedule(n_steps), 0.3
+
+    def log_prob(x):
+        return gaussian_log_prob(x, 0.5, width)
+
+    fitted = fit_control(
+        schedule, dim, divergence="reverse", anneal=False, n_updates=200, kernel="posterior", log_prob=log_prob
+    )
+    measured = measure_gap(fitted, schedule, dim, n_chains=10_000, n_points={1: 801, 2: 61}[dim], log_prob=log_prob)
+    assert -0.02 < measured["gap"] < 0.05
+    assert measured["path_kl"] < 0.1

@@ -31,7 +31,7 @@ LAYERS = [
     {"diffsac.diffcrossq", "diffsac.difftqc"},
     {"deployment", "loading"},
     {"analysis.fitting"},
-    {"analysis.bound", "analysis.entropy", "analysis.evaluation"},
+    {"analysis.bound", "analysis.entropy", "analysis.evaluation", "analysis.representation"},
     {"analysis.modes", "analysis.sweep"},
     {"analysis.divergences", "analysis.mixture", "analysis.plots"},
     {"analysis.__main__"},

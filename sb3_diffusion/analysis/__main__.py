@@ -2,6 +2,7 @@
 Analyses from the command line::
 
     python -m sb3_diffusion.analysis bound_gap --figure bound_gap.png
+    python -m sb3_diffusion.analysis representation --jobs 2
     python -m sb3_diffusion.analysis mixture
     python -m sb3_diffusion.analysis divergence --jobs 2
     python -m sb3_diffusion.analysis k_sweep --env HalfCheetah-v5 --steps 50000 --diffusion-steps 5 10 20 --jobs 2
@@ -24,8 +25,10 @@ from sb3_diffusion.analysis.bound import bound_gap, plot_bound_gap
 from sb3_diffusion.analysis.divergences import DIVERGENCE_TASKS, divergence, divergence_table
 from sb3_diffusion.analysis.evaluation import markdown
 from sb3_diffusion.analysis.mixture import MIXTURE_STEPS, fit_mixture
+from sb3_diffusion.analysis.representation import ESTIMATORS, TARGETS, representation
 from sb3_diffusion.analysis.sweep import k_sweep, k_sweep_table, plot_k_sweep
 from sb3_diffusion.common.noise_schedule import NOISE_SCHEDULES
+from sb3_diffusion.common.score_network import KERNELS
 
 # What the descended divergence and the temperature of a fit are called
 FITS: dict[str, dict[str, Any]] = {
@@ -75,6 +78,24 @@ def run_bound_gap(args: argparse.Namespace) -> None:
     )
     if args.figure:
         plot_bound_gap(rows, args.figure)
+
+
+def run_representation(args: argparse.Namespace) -> None:
+    """
+    :param args: the command line
+    """
+    print_rows(
+        representation(
+            args.targets,
+            args.kernels,
+            args.estimators,
+            args.diffusion_steps,
+            args.jobs,
+            n_updates=args.updates,
+            n_steps=args.steps_per_update,
+            seed=args.seed,
+        )
+    )
 
 
 def run_mixture(args: argparse.Namespace) -> None:
@@ -145,6 +166,18 @@ def parse_args() -> argparse.Namespace:
     gap.add_argument("--updates", type=int, default=3000, help="gradient steps of a fit")
     gap.add_argument("--seed", type=int, default=0, help="seed")
     gap.add_argument("--figure", type=Path, help="where the picture goes")
+
+    name, what = "representation", "path KL to known targets, by kernel, estimator and number of denoising steps"
+    fits = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
+    fits.set_defaults(run=run_representation)
+    fits.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="targets")
+    fits.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS), help="kernels")
+    fits.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS), help="of the gradient")
+    fits.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 2, 5, 10, 20, 40], help="denoising steps K")
+    fits.add_argument("--updates", type=int, default=1500, help="gradient steps of a fit")
+    fits.add_argument("--steps-per-update", type=int, default=4, help="denoising steps of each chain in a gradient step")
+    fits.add_argument("--seed", type=int, default=0, help="seed")
+    fits.add_argument("--jobs", type=int, default=1, help="fits at a time, one thread each")
 
     name, what = "mixture", "distance of DiffSAC's policy from the exact one, TurningGMM-v0"
     mixture = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
