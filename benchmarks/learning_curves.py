@@ -24,11 +24,15 @@ import torch as th
 from sb3_contrib import TQC, CrossQ
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffusionSACPolicy, DiffWPO
 from sb3_diffusion.analysis.evaluation import EvaluationPoints, stored_result, train_and_evaluate
 from sb3_diffusion.common.batch_renorm import use_native_batch_renorm
+from sb3_diffusion.common.replay import recent_indices
 
 
 def make_native_crossq(*args: Any, **kwargs: Any) -> CrossQ:
@@ -43,11 +47,19 @@ def make_native_crossq(*args: Any, **kwargs: Any) -> CrossQ:
     return model
 
 
+class RecentReplayBuffer(ReplayBuffer):
+    """What ``replay_recency=2.0`` is to this package's algorithms, for others."""
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        return self._get_samples(recent_indices(self, batch_size, 2.0), env=env)
+
+
 ALGORITHMS: dict[str, Any] = {
     "sac": SAC,
     "tqc": TQC,
     "crossq": CrossQ,
     "crossq_native": make_native_crossq,
+    "crossq_recent": partial(make_native_crossq, replay_buffer_class=RecentReplayBuffer),
     "ppo": PPO,
     "diffcrossq": DiffCrossQ,
     "diffsac": DiffSAC,

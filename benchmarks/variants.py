@@ -21,10 +21,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from campaign import RESULTS, run_all
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.torch_layers import create_mlp
-from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_diffusion import DiffSAC
@@ -69,15 +66,6 @@ class LayerNormRule(CriticRule):
 CRITIC_RULES.update({"crossq-mean": MeanRule, "crossq-actor-mean": ActorMeanRule, "layer-norm": LayerNormRule})
 
 
-class RecentReplayBuffer(ReplayBuffer):
-    """Transitions of age ``u^2`` of the buffer's, u uniform: the newest tenth is drawn three times as often."""
-
-    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        age = np.random.uniform(size=batch_size) ** 2
-        indices = (self.pos - 1 - (age * self.size()).astype(int)) % self.buffer_size
-        return self._get_samples(indices, env=env)
-
-
 def clip_actor_gradient(model: DiffSAC, max_norm: float = 1.0) -> None:
     """
     :param model: model whose actor's gradient is clipped from now on
@@ -100,7 +88,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clip": {},
     "layer_norm": {"critic_type": "layer-norm"},
     "two_updates": {"gradient_steps": 2},
-    "recent": {"replay_buffer_class": RecentReplayBuffer},
+    "recent": {"replay_recency": 2.0},
+    "very_recent": {"replay_recency": 3.0},
     "half_entropy": {"target_entropy": "auto_0.5"},
     "wide": {"policy_kwargs": {"net_arch": {"pi": [128, 128], "qf": [512, 512]}}},
     "gaussian": {"diffusion_steps": 1},

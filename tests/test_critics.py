@@ -262,7 +262,7 @@ def test_keywords_in_sb3_contribs_order(ours, theirs):
 
 def test_the_named_algorithms_are_settings_of_diffsac():
     """Weight by weight: DiffCrossQ and DiffTQC have no training of their own."""
-    crossq = dict(critic_type="crossq", learning_rate=1e-3, policy_delay=3)
+    crossq = dict(critic_type="crossq", learning_rate=1e-3, policy_delay=3, replay_recency=2.0)
     tqc = dict(critic_type="tqc", policy_kwargs=dict(net_arch=[16], top_quantiles_to_drop_per_net=2))
     for algorithm, settings in ((DiffCrossQ, crossq), (DiffTQC, tqc)):
         named, plain = make_model(algorithm).learn(20), make_model(DiffSAC, **settings).learn(20)

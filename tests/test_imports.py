@@ -20,7 +20,7 @@ LAYERS = [
     {"common.envs.multi_goal", "common.envs.turning"},
     {"common.env_checks", "common.noise_schedule", "common.score_network"},
     {"common.chain", "common.checkpoints", "common.temperature", "common.wrappers"},
-    {"common.buffers", "common.losses"},
+    {"common.buffers", "common.losses", "common.replay"},
     {"common.critics"},
     {"common.policies"},
     {"common.plain"},

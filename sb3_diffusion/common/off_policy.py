@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from sb3_diffusion.common.batch_renorm import set_batch_norm_training
 from sb3_diffusion.common.chain import Chain, Visits, describe_chain, take_steps
 from sb3_diffusion.common.checks import (
+    check_at_least,
     check_choice,
     check_integer,
     check_no_sde,
@@ -38,6 +39,7 @@ from sb3_diffusion.common.critics import CRITIC_RULES
 from sb3_diffusion.common.env_checks import CheckedAlgorithm, check_transition, report_dead_workers
 from sb3_diffusion.common.losses import ValueFn, lean_adjoint, mixed_adjoint, returns_along_chain, value_and_gradient
 from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
+from sb3_diffusion.common.replay import sample_transitions
 from sb3_diffusion.common.safe_load import SafeAlgorithm
 
 SelfDiffusionOffPolicyAlgorithm = TypeVar("SelfDiffusionOffPolicyAlgorithm", bound="DiffusionOffPolicyAlgorithm")
@@ -95,6 +97,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         qf_learning_rate: float | Schedule | None = None,
         policy_delay: int = 1,
         critic_type: str = "sac",
+        replay_recency: float = 1.0,
         diffusion_steps: int = 5,
         noise_schedule: str = "cosine",
         prior_std: float = 1.0,
@@ -107,6 +110,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
         self.critic_type = critic_type
+        self.replay_recency = replay_recency
         self.actor_loss = actor_loss
         self.denoising_steps_per_update = denoising_steps_per_update
         self.divergence = divergence
@@ -168,6 +172,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
             check_share(name, getattr(self, name))
         for name in ("policy_delay", "denoising_steps_per_update", "n_action_samples", "target_update_interval"):
             check_integer(name, getattr(self, name))
+        check_at_least("replay_recency", self.replay_recency, 1.0)
         if self.qf_learning_rate is not None and not callable(self.qf_learning_rate):
             check_positive("qf_learning_rate", self.qf_learning_rate)
         parse_auto("ent_coef", self.ent_coef, positive=True)
@@ -242,7 +247,8 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         :return: transitions, the temperature alpha, and whether the actor's turn has come, too
         """
         self._n_updates += 1
-        replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
+        assert self.replay_buffer is not None
+        replay_data = sample_transitions(self.replay_buffer, batch_size, self.replay_recency, self._vec_normalize_env)
         ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef.detach()).squeeze()
         return replay_data, ent_coef, self._n_updates % self.policy_delay == 0
 

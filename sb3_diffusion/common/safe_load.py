@@ -261,6 +261,7 @@ ATTRIBUTES: dict[str, Kind] = dict(
     gradient_steps=whole(-1),
     target_entropy=number(),
     qf_learning_rate=optional(SCHEDULE),
+    replay_recency=number(1),
     top_quantiles_to_drop_per_net=whole(0, MAX_QUANTILES),
     **dict.fromkeys(("actor_loss", "critic_type", "divergence", "noise_schedule"), TEXT),
     **dict.fromkeys(("policy_delay", "target_update_interval", "target_policy_update_interval"), whole(1)),

@@ -24,6 +24,8 @@ class DiffCrossQ(DiffSAC):
     :param learning_rate: learning rate for adam optimizer, the same for all networks unless ``qf_learning_rate`` is given;
         it can be a function of the current progress remaining (from 1 to 0)
     :param policy_delay: update the actor and the temperature every ``policy_delay`` gradient steps
+    :param replay_recency: how much more often recent transitions are drawn from the replay buffer, see :class:`.DiffSAC`;
+        1, as in CrossQ, draws all equally often
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see :class:`.DiffusionSACPolicy`;
         of CrossQ's critics there are ``batch_norm_momentum``, ``batch_norm_eps`` and ``renorm_warmup_steps``
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
@@ -59,6 +61,7 @@ class DiffCrossQ(DiffSAC):
         seed: int | None = None,
         device: th.device | str = "auto",
         qf_learning_rate: float | Schedule | None = None,
+        replay_recency: float = 2.0,
         diffusion_steps: int = 5,
         noise_schedule: str = "cosine",
         prior_std: float = 1.0,
@@ -98,6 +101,7 @@ class DiffCrossQ(DiffSAC):
             qf_learning_rate=qf_learning_rate,
             policy_delay=policy_delay,
             critic_type="crossq",
+            replay_recency=replay_recency,
             diffusion_steps=diffusion_steps,
             noise_schedule=noise_schedule,
             prior_std=prior_std,

@@ -73,6 +73,9 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
     :param critic_type: critics: ``"sac"``; ``"crossq"``, which have batch renormalisation in place of target networks, see
         :class:`.DiffCrossQ`, whose other settings belong to them; or ``"tqc"``, which have quantiles of the return, see
         :class:`.DiffTQC`
+    :param replay_recency: how much more often recent transitions are drawn from the replay buffer: the age of one that is
+        drawn, as a share of the oldest one's, is a uniform number to this power. 1 draws all equally often; not used by a
+        buffer with a ``sample`` of its own, such as ``HerReplayBuffer``
     :param diffusion_steps: number of denoising steps K; 1, with the cosine schedule, is SAC's Gaussian policy
     :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
     :param prior_std: standard deviation of the prior of the latent action

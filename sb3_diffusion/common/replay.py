@@ -1,0 +1,41 @@
+"""Which transitions of the replay buffer an update sees."""
+
+import numpy as np
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+
+# How buffers sample that draw every transition equally often
+UNIFORM = (ReplayBuffer.sample, DictReplayBuffer.sample)
+
+
+def recent_indices(buffer: ReplayBuffer, batch_size: int, recency: float) -> np.ndarray:
+    """
+    Draw transitions of the age ``u^recency``, as a share of the oldest one's, with ``u`` uniform from 0 to 1. At 1 all are
+    equally likely; at 2 the newest tenth is drawn with probability 0.32, and the oldest with 0.05. That recent transitions
+    should be drawn more often is what Wang and Ross found with SAC (arXiv 1906.04009), by another rule.
+
+    :param buffer: replay buffer, not empty
+    :param batch_size: number of indices B
+    :param recency: exponent, at least 1
+    :return: indices of transitions, (B,)
+    """
+    # The buffer that holds each observation once has no transition at the place that is written next
+    n_transitions = buffer.size() - int(buffer.full and buffer.optimize_memory_usage)
+    age = (np.random.uniform(size=batch_size) ** recency * n_transitions).astype(int)
+    return (buffer.pos - 1 - age) % buffer.buffer_size
+
+
+def sample_transitions(
+    buffer: ReplayBuffer, batch_size: int, recency: float = 1.0, env: VecNormalize | None = None
+) -> ReplayBufferSamples:
+    """
+    :param buffer: replay buffer; one with a ``sample`` of its own, such as ``HerReplayBuffer``, draws as it does
+    :param batch_size: number of transitions B
+    :param recency: see :func:`recent_indices`
+    :param env: normalises what is drawn
+    :return: transitions
+    """
+    if recency == 1 or type(buffer).sample not in UNIFORM:
+        return buffer.sample(batch_size, env=env)
+    return buffer._get_samples(recent_indices(buffer, batch_size, recency), env=env)
