@@ -1,7 +1,7 @@
 """
 Losses of the actor, as functions of chains that have already been sampled (DMERL, arXiv 2512.02019; see ``docs``).
 
-``V_0(s, x_0)`` is the latent value, see :func:`latent_value`. The three estimators of the reverse divergence descend the
+``V_0(s, x_0)`` is the latent value, see :func:`latent_value`. The estimators of the reverse divergence's gradient descend the
 gradient of ``alpha sum_k log(q_k / r_k) - V_0(s, x_0)`` in the mean, the path-space KL to the chain that ends in the Boltzmann
 policy. The closed-form ``KL_k`` in place of the log-ratios would have the same mean gradient, but its noise would not
 cancel that of ``V_0``'s prior term.

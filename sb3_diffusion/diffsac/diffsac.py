@@ -151,7 +151,7 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
         self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits | None, ent_coef: th.Tensor
     ) -> Info:
         """
-        One step down ``alpha sum_k log(q_k / r_k) - V_0(s, x_0)``, by one of three estimators of its gradient, or down the
+        One step down ``alpha sum_k log(q_k / r_k) - V_0(s, x_0)``, by one of the estimators of its gradient, or down the
         forward divergence.
 
         :param obs: observations
