@@ -367,3 +367,14 @@ def test_a_policy_by_itself(algorithm, tmp_path):
     policy = DiffusionSACPolicy.load(tmp_path / "policy.pth")
     obs = model.observation_space.sample()
     assert np.array_equal(policy.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("critic_type", CRITIC_RULES)
+@pytest.mark.parametrize("actor_loss", ["adjoint", "pathwise"])
+def test_a_frozen_actor_trains_its_critic_on(critic_type, actor_loss):
+    model = make_model(DiffSAC, critic_type=critic_type, actor_loss=actor_loss).learn(15)
+    model.actor.requires_grad_(False)
+    actor, critic = ([param.clone() for param in net.parameters()] for net in (model.actor, model.critic))
+    model.learn(10, reset_num_timesteps=False)
+    assert all(th.equal(*pair) for pair in zip(actor, model.actor.parameters(), strict=True))
+    assert not any(th.equal(*pair) for pair in zip(critic, model.critic.parameters(), strict=True))

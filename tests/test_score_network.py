@@ -69,3 +69,28 @@ def test_control_shrinks_with_the_number_of_steps_and_is_bounded():
 def test_head_without_hidden_layers():
     with pytest.raises(ValueError, match="at least one hidden layer"):
         ScoreNetwork(3, 2, 5, [16], [])
+
+
+class Adapted(th.nn.Linear):
+    """A layer with something added to it, as adapters do."""
+
+    def forward(self, x):
+        return super().forward(x) + 1.0
+
+
+@pytest.mark.parametrize("name", ["latent_layer", "time_layer"])
+@pytest.mark.parametrize("how", ["subclass", "hook"])
+def test_what_a_user_adds_to_a_layer_acts_in_training_and_sampling(name, how):
+    network = ScoreNetwork(3, 2, 4, [8], [8])
+    context, x = network.encode(th.randn(5, 3)), th.randn(5, 2)
+    plain = network(context, x, th.full((5,), 2))
+    layer = getattr(network, name)
+    if how == "subclass":
+        layer.__class__ = Adapted
+    else:
+        layer.register_forward_hook(lambda module, inputs, output: output + 1.0)
+    changed = network(context, x, th.full((5,), 2))
+    assert (changed - plain).abs().max() > 1e-3
+    assert th.allclose(network(context, x, 2), changed, atol=1e-6)
+    assert th.allclose(network.unroll(context)(x, 2), changed, atol=1e-6)
+    assert th.allclose(network.unroll(context)(None, 4), network(context, 0 * x, 4), atol=1e-6)

@@ -150,7 +150,8 @@ def optimize(
     optimizer: th.optim.Optimizer, name: str, loss: th.Tensor, max_grad_norm: float | None = None, **parts: th.Tensor
 ) -> None:
     """
-    One step of an optimizer, unless the loss is not finite: then the weights stay as they are.
+    One step of an optimizer, unless the loss is not finite: then the weights stay as they are. They also do where all of them
+    are frozen.
 
     :param optimizer: optimizer of the networks behind the loss
     :param name: what the loss is, for the error
@@ -167,6 +168,8 @@ def optimize(
             + ". Training stops before this "
             "update; the last checkpoint is still good. A smaller learning_rate or ent_coef, or scaled rewards, may help."
         )
+    if not loss.requires_grad:
+        return  # all that it depends on is frozen
     optimizer.zero_grad()
     loss.backward()
     if max_grad_norm is not None:

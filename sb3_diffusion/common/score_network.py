@@ -51,6 +51,14 @@ def use_relu_in_place(network: nn.Module) -> nn.Module:
     return network
 
 
+def is_plain_linear(layer: nn.Module) -> bool:
+    """
+    :param layer: layer
+    :return: whether its weight and bias are all that it does: no subclass such as an adapter's or a quantised one, no hooks
+    """
+    return type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+
+
 class DenoisingNetwork(nn.Module):
     """
     A network of ``(s, x_k, k)`` in two parts. The encoder and the features' share of the head's first layer depend on the
@@ -93,6 +101,7 @@ class DenoisingNetwork(nn.Module):
         layers = create_mlp(features_dim, -1, encoder_arch, activation_fn, pre_linear_modules=pre_linear_modules)
         self.encoder = use_relu_in_place(nn.Sequential(*layers))
         set_batch_norm_training(self.encoder, False)
+        self.action_dim = action_dim
         width = denoiser_arch[0]
         self.context_layer = nn.Linear(encoder_arch[-1] if encoder_arch else features_dim, width)
         self.time_layer = nn.Linear(TIME_FEATURES, width, bias=False)
@@ -120,6 +129,8 @@ class DenoisingNetwork(nn.Module):
         :return: output of the network, (..., B, output_dim)
         """
         times = self.time_features[step].expand(*x.shape[:-1], -1)  # (..., B, TIME_FEATURES)
+        if not (is_plain_linear(self.latent_layer) and is_plain_linear(self.time_layer)):
+            return self.head(context + self.time_layer(times) + self.latent_layer(x))
         # Both layers in one product, whose result nothing else needs: each further tensor of this size costs as much
         weight = th.cat((self.latent_layer.weight, self.time_layer.weight), dim=1)
         hidden = F.linear(th.cat((x, times), dim=-1), weight)
@@ -135,11 +146,14 @@ class DenoisingNetwork(nn.Module):
             (B, output_dim)
         """
         times = self.time_layer(self.time_features).unbind(0)
-        weight, layers = self.latent_layer.weight.t(), list(self.head)
+        weight = self.latent_layer.weight.t() if is_plain_linear(self.latent_layer) else None
+        layers = list(self.head)
 
         def forward_step(x: th.Tensor | None, step: int) -> th.Tensor:
             hidden = context + times[step]
-            if x is not None:
+            if weight is None:
+                hidden = hidden + self.latent_layer(context.new_zeros(len(context), self.action_dim) if x is None else x)
+            elif x is not None:
                 hidden = th.addmm(hidden, x, weight)
             for layer in layers:
                 hidden = layer(hidden)
