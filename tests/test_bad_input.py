@@ -19,7 +19,10 @@ from tests.test_diffsac import make_model
         (dict(diffusion_steps=0), "diffusion_steps=0: the number of denoising steps must be an integer of at least 1"),
         (dict(diffusion_steps=2.5), "diffusion_steps=2.5"),
         (dict(noise_schedule="quadratic"), "noise_schedule='quadratic': choose one of 'cosine', 'linear', 'constant'"),
-        (dict(actor_loss="reinforce"), "actor_loss='reinforce': choose one of 'adjoint', 'diffusion_value', 'pathwise'"),
+        (
+            dict(actor_loss="reinforce"),
+            "actor_loss='reinforce': choose one of 'adjoint', 'mixed_adjoint', 'diffusion_value', 'pathwise'",
+        ),
         (dict(prior_std=0.0), "prior_std=0.0"),
         (dict(prior_std=-1.0), "prior_std=-1.0"),
         (dict(prior_std=float("inf")), "prior_std=inf"),

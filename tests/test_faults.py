@@ -13,7 +13,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
 from sb3_diffusion import CheckpointCallback, DiffPPO, DiffSAC, DiffWPO, resume_latest
 from sb3_diffusion.common import checkpoints
@@ -147,7 +147,7 @@ def set_space(name, space):
     [
         ("action_space", spaces.Box(-2, 2, (1,))),
         ("action_space", spaces.Box(-1, 1, (2,))),
-        ("observation_space", spaces.Box(-2, 2, (3,))),
+        ("observation_space", spaces.Box(-1, 1, (2,))),
         ("observation_space", spaces.Box(-1, 1, (3,), np.float64)),
     ],
 )
@@ -172,7 +172,7 @@ def in_other_processes(env_fns):
 
 @pytest.mark.parametrize("make", [DummyVecEnv, in_other_processes])
 def test_environments_with_different_spaces(make):
-    env = make([lambda: FaultyEnv(lambda env: None), lambda: FaultyEnv(lambda env: None, spaces.Box(-2, 2, (3,)))])
+    env = make([lambda: FaultyEnv(lambda env: None), lambda: FaultyEnv(lambda env: None, spaces.Box(-1, 1, (2,)))])
     with pytest.raises(ValueError, match="The observation space of environment 1 is Box"):
         learn_with(env, DiffSAC)
     env.close()
@@ -183,8 +183,8 @@ BATCHES = {
     "observation is of complex64": dict(new_obs=np.zeros((2, 3), np.complex64)),
     "observation is of object": dict(new_obs=np.full((2, 3), None)),
     "observation has NaN": dict(new_obs=np.full((2, 3), np.nan)),
-    "terminal observation has the shape": dict(infos=[{}, dict(terminal_observation=np.zeros(1))]),
-    "terminal observation has NaN": dict(infos=[dict(terminal_observation=np.full(3, np.inf)), {}]),
+    "terminal observation has the shape": dict(dones=[False, True], infos=[{}, dict(terminal_observation=np.zeros(1))]),
+    "terminal observation has NaN": dict(dones=[1, 0], infos=[dict(terminal_observation=np.full(3, np.inf)), {}]),
     "reward must be one number for each environment, not": dict(reward=np.zeros((2, 1))),
     "reward must be one number for each environment, not array": dict(reward=np.array([None, 1.0])),
     "reward has NaN": dict(reward=np.array([np.inf, 1.0])),
@@ -193,7 +193,8 @@ BATCHES = {
 
 @pytest.mark.parametrize("match", BATCHES)
 def test_what_a_vec_env_returns(match):
-    good = dict(reward=np.zeros(2), new_obs=np.zeros((2, 3), np.float32), infos=[{}, {}], observation_space=SPACE)
+    good = dict(reward=np.zeros(2), new_obs=np.zeros((2, 3), np.float32), dones=np.zeros(2), infos=[{}, {}])
+    good["observation_space"] = SPACE
     check_transition(**good)
     check_transition(**{**good, "new_obs": np.zeros((2, 3)), "reward": np.zeros(2, bool)})
     with pytest.raises(ValueError, match=match):
@@ -211,7 +212,7 @@ def test_a_normalised_integer_space():
     learn_with(env, DiffSAC)
     env.old_obs = np.full((1, 3), 0.5)
     with pytest.raises(ValueError, match="observation is of float64, which does not fit the int64"):
-        check_transition(np.zeros(1), np.zeros((1, 3)), [{}], space, env)
+        check_transition(np.zeros(1), np.zeros((1, 3)), [False], [{}], space, env)
 
 
 @pytest.mark.parametrize("algorithm", [DiffSAC, DiffPPO])
@@ -375,3 +376,96 @@ def test_a_file_system_that_is_full(room, small_disk):
         make_model(buffer_size=2000).learn(40, callback=callback)
     assert os.listdir(small_disk) == ["rl_model_40_steps", "rl_model_16_steps"]
     assert resume_latest(small_disk, FixedEnv()).num_timesteps == 40
+
+
+# What follows trains in stock SAC and PPO, and must here
+
+
+@pytest.mark.parametrize("algorithm", [DiffSAC, DiffPPO])
+@pytest.mark.parametrize("make", [DummyVecEnv, in_other_processes])
+def test_observations_of_other_bounds(make, algorithm):
+    """Such as domain randomisation makes them; shape and type suffice."""
+    env = make([lambda: FaultyEnv(lambda env: None), lambda: FaultyEnv(lambda env: None, spaces.Box(-2, 2, (3,)))])
+    learn_with(env, algorithm)
+    env.close()
+
+
+class SimulatorVecEnv(VecEnv):
+    """Environments on a simulator: rewards as a list, ``None`` for a last observation, stale ones where no episode ended."""
+
+    def __init__(self):
+        super().__init__(2, SPACE, spaces.Box(-1, 1, (1,)))
+        self.steps = 0
+
+    def reset(self):
+        return np.zeros((2, 3), np.float32)
+
+    def step_async(self, actions):
+        self.actions = actions
+
+    def step_wait(self):
+        self.steps += 1
+        infos = [dict(terminal_observation=None), dict(terminal_observation=np.full(3, np.nan))]
+        return np.zeros((2, 3), np.float32), [1.0, 0.5], np.array([self.steps % 5 == 0, False]), infos
+
+    def close(self):
+        pass
+
+    def get_attr(self, attr_name, indices=None):
+        return [None] * 2
+
+    def set_attr(self, attr_name, value, indices=None):
+        pass
+
+    def env_method(self, method_name, *method_args, indices=None, **method_kwargs):
+        return [None] * 2
+
+    def env_is_wrapped(self, wrapper_class, indices=None):
+        return [False] * 2
+
+
+@pytest.mark.parametrize("algorithm", [DiffSAC, DiffPPO])
+def test_a_simulator(algorithm):
+    learn_with(VecMonitor(SimulatorVecEnv()), algorithm)
+
+
+class ForeignVecEnv:
+    """Something that is like a ``VecEnv`` without being one."""
+
+    def __init__(self):
+        self.venv = SimulatorVecEnv()
+
+    def __getattr__(self, name):
+        if name == "unwrapped":
+            raise AttributeError(name)
+        return getattr(self.venv, name)
+
+
+@pytest.mark.parametrize("algorithm", [DiffSAC, DiffPPO])
+def test_a_wrapper_around_something_foreign(algorithm):
+    class Wrapper(VecEnvWrapper):
+        def reset(self):
+            return self.venv.reset()
+
+        def step_wait(self):
+            return self.venv.step_wait()
+
+    learn_with(Wrapper(ForeignVecEnv()), algorithm)
+
+
+def test_actions_that_callbacks_see():
+    class Wide(SimulatorVecEnv):
+        def __init__(self):
+            super().__init__()
+            self.action_space = spaces.Box(-3, 5, (1,))
+
+    seen = []
+
+    class Look(BaseCallback):
+        def _on_step(self):
+            seen.append(np.array_equal(self.locals["clipped_actions"], self.training_env.actions))
+            seen.append(np.array_equal(self.locals["actions"], self.training_env.actions))
+            return True
+
+    learn_with(Wide(), DiffPPO, callback=Look())
+    assert seen and all(seen)

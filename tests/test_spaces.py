@@ -65,6 +65,11 @@ def test_integer_actions(algorithm, dtype):
         make_model(algorithm, AnySpaceEnv(BOX, spaces.Box(0, 10, (2,), dtype)))
 
 
+def test_integer_actions_in_diffppo():
+    """As in PPO: the environment gets real numbers within the bounds."""
+    make_model(DiffPPO, AnySpaceEnv(BOX, spaces.Box(0, 10, (2,), np.int32))).learn(20)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 @pytest.mark.parametrize("algorithm", KWARGS)
 def test_other_precisions(algorithm, dtype):

@@ -9,11 +9,12 @@ from multiprocessing.context import ForkProcess
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_diffusion.common.checks import check_finite_array
 
@@ -76,8 +77,9 @@ def fits_dtype(array: np.ndarray, dtype: np.dtype) -> bool:
 
 
 def check_transition(
-    reward: np.ndarray,
+    reward: npt.ArrayLike,
     new_obs: np.ndarray | Mapping[str, np.ndarray],
+    dones: npt.ArrayLike,
     infos: list[dict[str, Any]],
     observation_space: spaces.Space,
     vec_normalize: VecNormalize | None = None,
@@ -85,6 +87,7 @@ def check_transition(
     """
     :param reward: rewards of one step of the environments
     :param new_obs: observations after it
+    :param dones: whether an episode has ended; only there the last observation of an episode counts
     :param infos: what else the environments say
     :param observation_space: space of the observations
     :param vec_normalize: normalisation that they have passed through, if any
@@ -95,10 +98,11 @@ def check_transition(
         check_finite_array("reward", vec_normalize.get_original_reward())
     check_observations("observation", new_obs, observation_space, len(infos), vec_normalize)
     check_dtype = vec_normalize is None
-    for info in infos:
-        if "terminal_observation" in info:
-            check_observation("terminal observation", info["terminal_observation"], observation_space, (), check_dtype)
-            check_finite_array("terminal observation", info["terminal_observation"])
+    for done, info in zip(np.asarray(dones), infos, strict=True):
+        last = info.get("terminal_observation") if done else None
+        if last is not None:
+            check_observation("terminal observation", last, observation_space, (), check_dtype)
+            check_finite_array("terminal observation", last)
 
 
 def check_observations(
@@ -125,15 +129,26 @@ def check_observations(
         check_finite_array(name, original)
 
 
-def check_reward(reward: np.ndarray, shape: tuple[int, ...]) -> None:
+def check_reward(reward: npt.ArrayLike, shape: tuple[int, ...]) -> None:
     """
     :param reward: rewards of one step of the environments
     :param shape: shape they should have
     :raises ValueError: if they are not finite numbers, one for each environment
     """
-    if reward.shape != shape or reward.dtype.kind not in "biuf":
+    array = np.asarray(reward)
+    if array.shape != shape or array.dtype.kind not in "biuf":
         raise ValueError(f"reward must be one number for each environment, not {reward!r}. Look at the environment's step()")
-    check_finite_array("reward", reward)
+    check_finite_array("reward", array)
+
+
+def innermost(env: VecEnv | None) -> VecEnv | None:
+    """
+    :param env: environments
+    :return: those in all wrappers of Stable-Baselines3's kind; what these hold may be of any class
+    """
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    return env
 
 
 def watch_environments(env: VecEnv | None) -> None:
@@ -144,7 +159,7 @@ def watch_environments(env: VecEnv | None) -> None:
     :param env: environments of a training that is about to begin
     :raises ValueError: if a worker's spaces are not those of the first
     """
-    base = None if env is None else env.unwrapped
+    base = innermost(env)
     if isinstance(base, DummyVecEnv):
         # Beneath wrappers, and not as one, so that set_attr() still reaches the user's outermost
         base._save_obs = partial(save_checked_observation, base, {})  # type: ignore[method-assign]
@@ -185,15 +200,30 @@ def check_spaces(index: int, found: tuple[spaces.Space, spaces.Space], base: Vec
     :param index: index of an environment
     :param found: its observation space and its action space
     :param base: all environments
-    :raises ValueError: if these are not the ones that the training has begun with
+    :raises ValueError: if these are not the ones that the training has begun with. The bounds of observations may differ
     """
     right = base.observation_space, base.action_space
-    for name, space, expected in zip(("observation", "action"), found, right, strict=True):
-        if space != expected:
+    equal = have_one_form(found[0], right[0]), found[1] == right[1]
+    for name, space, expected, is_right in zip(("observation", "action"), found, right, equal, strict=True):
+        if not is_right:
             raise ValueError(
                 f"The {name} space of environment {index} is {space}, but training is for {expected}: an environment must "
                 "keep its spaces, and all must have the same. For other spaces, make another model"
             )
+
+
+def have_one_form(first: spaces.Space, second: spaces.Space) -> bool:
+    """
+    :param first: space of observations
+    :param second: another one
+    :return: whether they are equal but for their bounds, which no network looks at
+    """
+    if isinstance(first, spaces.Dict) and isinstance(second, spaces.Dict):
+        both = first.spaces.keys() == second.spaces.keys()
+        return both and all(have_one_form(first[key], second[key]) for key in first.spaces)
+    if isinstance(first, spaces.Box) and isinstance(second, spaces.Box):
+        return first.shape == second.shape and first.dtype == second.dtype
+    return first == second
 
 
 def stop_dead_workers(env: VecEnv | None) -> dict[int, int | None]:
@@ -204,7 +234,7 @@ def stop_dead_workers(env: VecEnv | None) -> dict[int, int | None]:
     :param env: environments, in this process or in others
     :return: exit codes of the processes that are gone, by their index; empty, and nothing is closed, if none is
     """
-    base = None if env is None else env.unwrapped
+    base = innermost(env)
     if not isinstance(base, SubprocVecEnv) or base.closed:
         return {}
     ended = multiprocessing.connection.wait([process.sentinel for process in base.processes], timeout=1.0)

@@ -412,7 +412,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        check_transition(reward, new_obs, infos, self.observation_space, self._vec_normalize_env)
+        check_transition(reward, new_obs, dones, infos, self.observation_space, self._vec_normalize_env)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

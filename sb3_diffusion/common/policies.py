@@ -791,7 +791,6 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     ):
         check_no_sde(use_sde)
         check_action_space(action_space)
-        check_real_actions(action_space)
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(eps=1e-5, fused=True)
         augmented = AugmentedSpace.parse(observation_space, get_action_dim(action_space))

@@ -289,12 +289,14 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
 
         for _ in range(n_rollout_steps):
             with th.no_grad():
-                x, *values = self._sample_path(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
-                own_values += values
-            actions = th.tanh(x[0]).cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+                x, *of_own_forward = self._sample_path(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
+                own_values += of_own_forward
+            squashed = th.tanh(x[0]).cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+            # Callbacks know them by these names
+            actions = clipped_actions = self.policy.unscale_action(squashed)
             with report_dead_workers(env, callback):
-                new_obs, rewards, dones, infos = env.step(self.policy.unscale_action(actions))
-            check_transition(rewards, new_obs, infos, self.observation_space, self._vec_normalize_env)  # type: ignore[arg-type]
+                new_obs, rewards, dones, infos = env.step(clipped_actions)
+            check_transition(rewards, new_obs, dones, infos, self.observation_space, self._vec_normalize_env)  # type: ignore[arg-type]
             self.num_timesteps += env.num_envs
 
             # Give access to local variables
@@ -303,7 +305,7 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
                 return False
 
             self._update_info_buffer(infos, dones)
-            rewards = rewards.astype(np.float32)  # integers would lose what is added to them
+            rewards = np.asarray(rewards, dtype=np.float32)  # integers would lose what is added to them
             self._bootstrap_timeouts(rewards, dones, infos)
             rollout_buffer.add(self._last_obs, x, rewards, self._last_episode_starts)  # type: ignore[arg-type]
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
