@@ -4,9 +4,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import CheckpointCallback
 
-from sb3_diffusion import DiffSAC
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, UnsafeModelError
 from sb3_diffusion.diffsac.diffsac import ACTOR_LOSSES
 from tests.test_diffsac import make_model
 
@@ -115,3 +116,22 @@ def test_a_symbolic_link_stays_one(tmp_path):
     model.save(tmp_path / "link")
     assert (tmp_path / "link.zip").is_symlink() and (tmp_path / "model.zip").is_file()
     assert DiffSAC.load(tmp_path / "link").num_timesteps == 0
+
+
+def test_the_wrong_class_is_refused_first(tmp_path):
+    small = dict(policy_kwargs=dict(net_arch=[8]), buffer_size=10)
+    DiffCrossQ("MlpPolicy", "Pendulum-v1", **small).save(tmp_path / "crossq")
+    SAC("MlpPolicy", "Pendulum-v1", **small).save(tmp_path / "sac")
+    for algorithm, name, what in (
+        (DiffSAC, "crossq", "is a 'DiffCrossQ', not a DiffSAC"),
+        (DiffPPO, "crossq", "is a 'DiffCrossQ', not a DiffPPO"),
+        (DiffSAC, "sac", "is no model of this package, not a DiffSAC"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            algorithm.load(tmp_path / name)
+        with open(tmp_path / f"{name}.zip", "rb") as file, pytest.raises(ValueError, match=what):
+            algorithm.load(file)
+        with pytest.raises(UnsafeModelError):
+            algorithm.load(tmp_path / name, safe=True)
+    with open(tmp_path / "crossq.zip", "rb") as file:
+        assert isinstance(DiffCrossQ.load(file), DiffCrossQ)

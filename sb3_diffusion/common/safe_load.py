@@ -353,11 +353,38 @@ class SafeAlgorithm(BaseAlgorithm):
         :param kwargs: extra arguments to change the model when loading
         :return: new model instance with loaded parameters
         :raises UnsafeModelError: with ``safe``, for a file that is broken, crafted, or has what only unpickling could read
+        :raises ValueError: for the model of another class
         """
         if safe:
             settings = read_model(path)
             return load_model(cls, settings, env, device, custom_objects, print_system_info, force_reset, kwargs)
+        check_class(cls.__name__, path)
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+
+def check_class(name: str, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+    """
+    Before anything is unpickled. Without it a model of another class would fail in obscure ways, or not at all.
+
+    :param name: name of the class that is to be loaded
+    :param path: path to the file (or a file-like)
+    :raises ValueError: if the file is of another class
+    """
+    file = open_path(path, "r", verbose=0, suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.namelist()
+            found = json.loads(archive.read(SETTINGS)).get("algorithm") if SETTINGS in entries else None
+    except (zipfile.BadZipFile, ValueError, AttributeError):
+        return  # SB3 says what is wrong with it
+    finally:
+        if isinstance(path, (str, pathlib.Path)):
+            file.close()
+        else:
+            file.seek(0)
+    if found != name:
+        what = "no model of this package" if found is None else f"a {show.repr(found)}"
+        raise ValueError(f"{show.repr(str(path))} is {what}, not a {name}: load it with the class that saved it")
 
 
 def write_settings(algorithm: type[BaseAlgorithm], data: Mapping[str, Any]) -> str:
