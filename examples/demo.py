@@ -1,5 +1,5 @@
 """
-Train DiffSAC on Pendulum-v1 until it balances, and draw what it has learned.
+Train DiffCrossQ on Pendulum-v1 until it balances, and draw what it has learned.
 
 Writes to ``demo/``: the model, the training curve as CSV, and ``demo.png`` with the learning curve and the policy's
 actions at four states.
@@ -23,14 +23,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.results_plotter import load_results
 
-from sb3_diffusion import DiffSAC
+from sb3_diffusion import DiffCrossQ
 
 # A pendulum that is swung up and held costs less than this in 200 steps
 BALANCES = -250
 STATES = {"hanging down": (np.pi, 0.0), "swinging up": (2.0, 3.0), "nearly upright": (0.3, 0.0), "balanced": (0.0, 0.0)}
 
 
-def sample_actions(model: DiffSAC, angle: float, velocity: float, n_samples: int = 2000) -> np.ndarray:
+def sample_actions(model: DiffCrossQ, angle: float, velocity: float, n_samples: int = 2000) -> np.ndarray:
     """
     :param model: trained model
     :param angle: angle of the pendulum from upright, in radians
@@ -42,7 +42,7 @@ def sample_actions(model: DiffSAC, angle: float, velocity: float, n_samples: int
     return model.predict(obs, deterministic=False)[0][:, 0]
 
 
-def draw(model: DiffSAC, folder: Path) -> Path:
+def draw(model: DiffCrossQ, folder: Path) -> Path:
     """
     Draw the learning curve and the distribution of actions at a few states.
 
@@ -55,7 +55,7 @@ def draw(model: DiffSAC, folder: Path) -> Path:
     )
     episodes = load_results(str(folder))
     curve_axis.plot(episodes["l"].cumsum(), episodes["r"], ".-")
-    curve_axis.set(xlabel="environment steps", ylabel="return of the episode", title="DiffSAC on Pendulum-v1")
+    curve_axis.set(xlabel="environment steps", ylabel="return of the episode", title="DiffCrossQ on Pendulum-v1")
     curve_axis.grid(alpha=0.3)
     for axis, (name, (angle, velocity)) in zip(state_axes, STATES.items(), strict=True):
         axis.hist(sample_actions(model, angle, velocity), bins=40, range=(-2, 2), density=True)
@@ -70,7 +70,7 @@ def draw(model: DiffSAC, folder: Path) -> Path:
 def main() -> None:
     """Train, evaluate, save and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8_000, help="steps of the environment")
+    parser.add_argument("--steps", type=int, default=4_000, help="steps of the environment")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where the results go")
     args = parser.parse_args()
@@ -80,7 +80,7 @@ def main() -> None:
 
     env = make_vec_env("Pendulum-v1", seed=args.seed, monitor_dir=str(args.folder))
     eval_env = make_vec_env("Pendulum-v1", seed=args.seed + 1000)
-    model = DiffSAC("MlpPolicy", env, seed=args.seed)
+    model = DiffCrossQ("MlpPolicy", env, seed=args.seed)
     before = evaluate_policy(model, eval_env, n_eval_episodes=10)
     print(f"Mean return of 10 episodes before training: {before[0]:.0f} +- {before[1]:.0f}")
     model.learn(args.steps, progress_bar=True)
@@ -90,8 +90,8 @@ def main() -> None:
     balances = np.mean(after[0]) > BALANCES
     print("It balances." if balances else f"It does not balance yet, for which it takes {BALANCES}: give it more --steps.")
 
-    model.save(args.folder / "diffsac_pendulum")
-    print(f"Model: {args.folder / 'diffsac_pendulum.zip'}")
+    model.save(args.folder / "diffcrossq_pendulum")
+    print(f"Model: {args.folder / 'diffcrossq_pendulum.zip'}")
     print(f"Picture: {draw(model, args.folder)}")
 
 

@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 # Name: small numbers, what is printed, what is written
 SHORT = {
-    "quickstart": ("--steps 300 --folder .", "The deterministic action: ", ["diffsac_pendulum.zip"]),
+    "quickstart": ("--steps 300 --folder .", "The deterministic action: ", ["diffcrossq_pendulum.zip"]),
     "ppo": ("--steps 128 --n-steps 32", "the best is 1000", []),
     "wpo": ("--steps 200", "nats of 0.1", []),
     "stock_sb3": ("--sac-steps 150 --ppo-steps 256 --n-steps 64", "PPO on InvertedPendulum-v5: ", []),
