@@ -152,7 +152,7 @@ class DenoisingNetwork(nn.Module):
         def forward_step(x: th.Tensor | None, step: int) -> th.Tensor:
             hidden = context + times[step]
             if weight is None:
-                hidden = hidden + self.latent_layer(context.new_zeros(len(context), self.action_dim) if x is None else x)
+                hidden = hidden + self.latent_layer(context.new_zeros(context.shape[0], self.action_dim) if x is None else x)
             elif x is not None:
                 hidden = th.addmm(hidden, x, weight)
             for layer in layers:
