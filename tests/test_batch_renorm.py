@@ -7,7 +7,7 @@ from sb3_contrib import CrossQ
 from sb3_contrib.common.torch_layers import BatchRenorm1d
 from torch import nn
 
-from sb3_diffusion.common.batch_renorm import NativeBatchRenorm1d, set_batch_norm_training, use_native_batch_renorm
+from sb3_diffusion.common.batch_renorm import NativeBatchRenorm1d, set_batch_renorm_training, use_native_batch_renorm
 
 N_FEATURES = 5
 
@@ -82,11 +82,11 @@ def test_three_dimensions_as_in_sb3_contrib():
     assert th.equal(ours(x), theirs(x))
 
 
-def test_the_mode_of_batch_norm_alone():
+def test_the_mode_of_batch_renormalisation_alone():
     network = nn.Sequential(BatchRenorm1d(3), nn.Dropout(), nn.BatchNorm1d(3), NativeBatchRenorm1d(3))
-    set_batch_norm_training(network, False)
-    assert [layer.training for layer in network] == [False, True, False, False]
-    set_batch_norm_training(network, True)
+    set_batch_renorm_training(network, False)
+    assert [layer.training for layer in network] == [False, True, True, False]
+    set_batch_renorm_training(network, True)
     assert all(layer.training for layer in network)
 
 

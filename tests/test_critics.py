@@ -11,10 +11,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import BaseModel
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_diffusion import DiffCrossQ, DiffSAC, DiffTQC, DiffusionSACPolicy, DiffWPO, load_safe
+from sb3_diffusion.common.batch_renorm import NativeBatchRenorm1d
 from sb3_diffusion.common.critics import CRITIC_RULES, CriticRule, CrossQRule, TQCRule, make_critic_rule
 from sb3_diffusion.common.losses import soft_bellman_target, squared_bellman_error
 
@@ -174,6 +176,10 @@ def test_running_statistics_of_a_critic_are_copied():
     CriticRule().update_target(critic, critic_target, 0.005)
     assert th.equal(critic.running_mean, critic_target.running_mean)
     assert th.equal(critic.running_var, critic_target.running_var)
+    critic, critic_target = NativeBatchRenorm1d(2), NativeBatchRenorm1d(2)
+    critic(th.randn(8, 2) + 3)
+    CriticRule().update_target(critic, critic_target, 0.005)
+    assert th.equal(critic.ra_mean, critic_target.ra_mean) and critic_target.steps == 1
 
 
 class OwnCritic(BaseModel):
@@ -242,6 +248,26 @@ def test_a_hook_on_the_critic_acts_in_both_losses(critic_type):
 def test_bad_settings(kwargs, message):
     with pytest.raises(ValueError, match=message):
         DiffSAC("MlpPolicy", "Pendulum-v1", **kwargs)
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs, message",
+    [
+        (dict(batch_norm_momentum=5), "batch_norm_momentum=5: it must be between 0 and 1"),
+        (dict(batch_norm_eps=0), "batch_norm_eps=0: it must be a positive and finite number"),
+        (dict(renorm_warmup_steps=-1), "renorm_warmup_steps=-1: it must be an integer of at least 0"),
+        (dict(actor_batch_norm=True, encode_once=False), "actor_batch_norm=True is for the encoder"),
+        (dict(actor_batch_norm=True, net_arch=dict(pi=[], qf=[8], denoiser=[8])), "actor_batch_norm=True is for the encoder"),
+    ],
+)
+def test_bad_settings_of_crossq(policy_kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        DiffCrossQ("MlpPolicy", "Pendulum-v1", policy_kwargs=policy_kwargs)
+
+
+def test_too_few_quantiles_of_a_critic_of_ones_own():
+    with pytest.raises(ValueError, match="of the 2 quantiles that the critics give: nothing is left"):
+        TQCRule(top_quantiles_to_drop_per_net=3).next_values(th.zeros(4, 2, 2))
 
 
 def test_the_least_number_of_dropped_quantiles():
@@ -378,3 +404,22 @@ def test_a_frozen_actor_trains_its_critic_on(critic_type, actor_loss):
     model.learn(10, reset_num_timesteps=False)
     assert all(th.equal(*pair) for pair in zip(actor, model.actor.parameters(), strict=True))
     assert not any(th.equal(*pair) for pair in zip(critic, model.critic.parameters(), strict=True))
+
+
+def test_batch_norm_of_a_shared_extractor_keeps_sb3s_mode():
+    class Normalizing(FlattenExtractor):
+        def __init__(self, observation_space):
+            super().__init__(observation_space)
+            self.norm = nn.BatchNorm1d(self.features_dim)
+            self.modes = []
+
+        def forward(self, observations):
+            self.modes.append(self.training and self.norm.training)
+            return self.norm(super().forward(observations))
+
+    policy_kwargs = dict(net_arch=[8], features_extractor_class=Normalizing, share_features_extractor=True)
+    model = make_model(DiffCrossQ, policy_kwargs=policy_kwargs, policy_delay=1).learn(12)
+    modes = model.actor.features_extractor.modes
+    modes.clear()
+    model.train(3, BATCH)
+    assert all(modes)

@@ -166,7 +166,7 @@ def test_equal_to_predict(algorithm, export, tmp_path, monkeypatch):
         dict(diffusion_steps=8, noise_schedule="constant", prior_std=2.5),
         dict(policy_kwargs=dict(learn_std=False)),
         dict(policy_kwargs=dict(encode_once=False)),
-        dict(policy_kwargs=dict(actor_batch_norm=True)),
+        dict(policy_kwargs=dict(actor_batch_norm=True, kernel="posterior")),
     ],
     ids=str,
 )

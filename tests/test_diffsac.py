@@ -18,8 +18,15 @@ SMALL = dict(
 )
 
 
+def with_its_kernel(kwargs):
+    """The mixed adjoint needs the posterior kernel."""
+    if kwargs.get("actor_loss") == "mixed_adjoint":
+        kwargs["policy_kwargs"] = {**kwargs["policy_kwargs"], "kernel": "posterior"}
+    return kwargs
+
+
 def make_model(env="Pendulum-v1", policy="MlpPolicy", **kwargs):
-    return DiffSAC(policy, env, **{**SMALL, "diffusion_steps": 3, "seed": 0, **kwargs})
+    return DiffSAC(policy, env, **with_its_kernel({**SMALL, "diffusion_steps": 3, "seed": 0, **kwargs}))
 
 
 def logged(model):

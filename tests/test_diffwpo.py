@@ -11,14 +11,15 @@ from stable_baselines3.common.logger import configure
 
 from sb3_diffusion import DiffSAC, DiffWPO
 from sb3_diffusion.common.chain import kernel_kl_by_part
-from tests.test_diffsac import SMALL, logged
+from tests.test_diffsac import SMALL, logged, with_its_kernel
 from tests.test_save_load import OBS, flat, optimizers
 
 ACTOR_LOSSES = DiffWPO.actor_losses
 
 
 def make_model(env="Pendulum-v1", policy="MlpPolicy", **kwargs):
-    return DiffWPO(policy, env, **{**SMALL, "diffusion_steps": 3, "n_action_samples": 2, "seed": 0, **kwargs})
+    kwargs = {**SMALL, "diffusion_steps": 3, "n_action_samples": 2, "seed": 0, **kwargs}
+    return DiffWPO(policy, env, **with_its_kernel(kwargs))
 
 
 @pytest.mark.parametrize("actor_loss", ACTOR_LOSSES)
@@ -194,7 +195,7 @@ def test_save_and_load(tmp_path, actor_loss):
 @pytest.mark.parametrize(
     "kwargs, match",
     [
-        (dict(actor_loss="pathwise"), "actor_loss='pathwise': choose one of 'adjoint', 'diffusion_value'"),
+        (dict(actor_loss="pathwise"), "actor_loss='pathwise': choose one of 'adjoint', 'mixed_adjoint', 'diffusion_value'"),
         (dict(n_action_samples=0), "n_action_samples=0: it must be an integer"),
         (dict(target_policy_update_interval=0), "target_policy_update_interval=0"),
         (dict(kl_bound_mean=0.0), "kl_bound_mean=0.0: it must be a positive"),

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from stable_baselines3 import SAC
 
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.analysis.entropy import policy_entropy, sample_entropy
@@ -21,6 +22,15 @@ def test_entropy_of_two_peaks():
     assert sample_entropy(samples) == pytest.approx(
         math.log(0.1) + 0.5 * math.log(2 * math.pi * math.e) + math.log(2), abs=0.1
     )
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="4 samples: the distance to the neighbour number 4 needs more"):
+        sample_entropy(np.zeros((4, 2)))
+    with pytest.raises(ValueError, match="SAC: give an off-policy model of this package"):
+        policy_entropy(SAC("MlpPolicy", "Pendulum-v1", buffer_size=10))
+    with pytest.raises(ValueError, match="with transitions in its buffer"):
+        policy_entropy(DiffSAC("MlpPolicy", "Pendulum-v1", buffer_size=10))
 
 
 def test_one_step_has_no_gap():

@@ -104,6 +104,19 @@ def test_share_of_the_target_score(name):
     assert th.allclose(target_score_share(schedule, rho, steps)[0], th.ones(5, 2), atol=1e-5)
 
 
+def test_the_share_is_one_whatever_the_kernel():
+    """A wide kernel, which no belief gives: the lean adjoint alone."""
+    schedule, steps = NoiseSchedule(40), th.arange(1, 41)[:, None]
+    for rho in (-5.0, -0.1, 0.02, 0.3, 1.0):
+        share = target_score_share(schedule, th.full((40, 1, 2), rho), steps)
+        assert ((share >= 0) & (share <= 1)).all()
+
+
+def test_the_mixed_adjoint_needs_the_posterior_kernel():
+    with pytest.raises(ValueError, match="give policy_kwargs=dict"):
+        DiffSAC("MlpPolicy", "Pendulum-v1", actor_loss="mixed_adjoint")
+
+
 @pytest.mark.parametrize("prior_std", [1.0, 2.0])
 def test_mixed_adjoint_of_a_gaussian_has_no_noise(prior_std):
     """At the optimum each path gives the exact gradient, alpha times the score of x_{k-1} plus x_{k-1} / nu^2."""

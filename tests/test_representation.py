@@ -10,7 +10,7 @@ from sb3_diffusion.analysis.representation import ESTIMATORS, TARGETS, fit_repre
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_targets_are_densities(name):
-    """By importance sampling from a wide Gaussian around 0, in the one that one dimension allows by quadrature."""
+    """By quadrature in one dimension."""
     log_prob, one_gaussian, dim = make_target(name)
     assert one_gaussian >= 0
     if dim == 1:

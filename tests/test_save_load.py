@@ -133,5 +133,11 @@ def test_the_wrong_class_is_refused_first(tmp_path):
             algorithm.load(file)
         with pytest.raises(UnsafeModelError):
             algorithm.load(tmp_path / name, safe=True)
+
+    class Own(DiffSAC):
+        pass
+
+    Own("MlpPolicy", "Pendulum-v1", **small).save(tmp_path / "own")
+    assert type(DiffSAC.load(tmp_path / "own")) is DiffSAC
     with open(tmp_path / "crossq.zip", "rb") as file:
         assert isinstance(DiffCrossQ.load(file), DiffCrossQ)

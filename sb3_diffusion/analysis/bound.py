@@ -157,7 +157,7 @@ def fit_control(
     th.manual_seed(seed)
     model = FittedChain(schedule, dim, kernel=kernel)
     optimizer = th.optim.Adam(model.parameters(), lr=learning_rate)
-    control_fn = model.control_of_first_context()
+    control_fn = model.control_without_context()
     for update in range(n_updates):
         progress = update / n_updates
         optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, 2 * (1 - progress))

@@ -18,8 +18,11 @@ def sample_entropy(samples: np.ndarray, n_neighbors: int = 4) -> float:
     :param samples: independent samples, (N, d)
     :param n_neighbors: which neighbour's distance counts; more of them have less noise and more bias
     :return: entropy in nats
+    :raises ValueError: for fewer samples than neighbours
     """
     n_samples, dim = samples.shape
+    if n_samples <= n_neighbors:
+        raise ValueError(f"{n_samples} samples: the distance to the neighbour number {n_neighbors} needs more")
     scale = samples.std(axis=0) + 1e-12
     distances, _ = cKDTree(samples / scale).query(samples / scale, k=n_neighbors + 1)
     log_volume = 0.5 * dim * np.log(np.pi) - gammaln(0.5 * dim + 1)
@@ -36,14 +39,16 @@ def policy_entropy(model: BaseAlgorithm, n_states: int = 32, n_samples: int = 10
     :param n_states: number of states
     :param n_samples: sampled actions at each
     :return: means over the states of ``entropy`` and ``entropy_bound``, in nats
+    :raises ValueError: for another model, or one without transitions
     """
-    assert isinstance(model, DiffusionOffPolicyAlgorithm) and model.replay_buffer is not None
+    if not isinstance(model, DiffusionOffPolicyAlgorithm) or model.replay_buffer is None or model.replay_buffer.size() == 0:
+        raise ValueError(f"{type(model).__name__}: give an off-policy model of this package with transitions in its buffer")
     policy = model.policy
     random_state = np.random.get_state()
     obs = model.replay_buffer.sample(n_states, env=model.get_vec_normalize_env()).observations
     np.random.set_state(random_state)  # the training that is looked at must not change
     policy.set_training_mode(False)
-    with th.no_grad():
+    with th.no_grad(), th.random.fork_rng():
         context = policy.actor.encode(obs).repeat_interleave(n_samples, dim=0)
         chain = policy.actor.sample(context)
         bound = -action_log_prob(policy.actor.schedule, chain).mean()

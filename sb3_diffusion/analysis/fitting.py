@@ -47,12 +47,12 @@ class FittedChain(ChainPolicy, nn.Module):
         """
         return self.score_network.encode(F.one_hot(contexts, self.n_contexts).float())
 
-    def control_of_first_context(self) -> ControlFn:
+    def control_without_context(self) -> ControlFn:
         """
-        :return: the control function of the first context with the weights of the time of each call
+        :return: the control function in no context, with the weights of the time of each call
         """
 
         def control_fn(x: th.Tensor, step: int | th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-            return self.control_fn(self.encode(th.zeros(x.shape[-2], dtype=th.long)))(x, step)
+            return self.control_fn(self.score_network.encode(x.new_zeros(x.shape[-2], self.n_contexts)))(x, step)
 
         return control_fn

@@ -78,11 +78,12 @@ def use_native_batch_renorm(network: nn.Module) -> nn.Module:
     return network
 
 
-def set_batch_norm_training(network: nn.Module, mode: bool) -> None:
+def set_batch_renorm_training(network: nn.Module, mode: bool) -> None:
     """
     :param network: network
-    :param mode: whether its batch normalisation layers use the batch's statistics and update their running ones
+    :param mode: whether its batch renormalisation layers use the batch's statistics and update their running ones; other
+        layers, such as batch norm in a features extractor, keep Stable-Baselines3's modes
     """
     for module in network.modules():
-        if isinstance(module, (BatchRenorm1d, nn.modules.batchnorm._BatchNorm)):
+        if isinstance(module, BatchRenorm1d):
             module.training = mode

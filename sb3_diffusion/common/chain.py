@@ -178,7 +178,7 @@ def target_score_share(schedule: NoiseSchedule, rho: th.Tensor, step: Step) -> t
     left = ratio * at_step(schedule.noise_variance, step) - at_step(schedule.noise_variance, step - 1)
     right = at_step(schedule.alpha_bar, step - 1) - ratio * at_step(schedule.alpha_bar, step)
     variance = (left / right.clamp_min(1e-12)).clamp_min(0.0)
-    return variance / belief_variance(schedule, variance, step - 1).clamp_min(1e-12)
+    return (variance / belief_variance(schedule, variance, step - 1).clamp_min(1e-12)).clamp(0.0, 1.0)
 
 
 def kernel_kl(u: th.Tensor, rho: th.Tensor) -> th.Tensor:

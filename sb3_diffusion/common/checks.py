@@ -168,8 +168,8 @@ def optimize(
             + ". Training stops before this "
             "update; the last checkpoint is still good. A smaller learning_rate or ent_coef, or scaled rewards, may help."
         )
-    if not loss.requires_grad:
-        return  # all that it depends on is frozen
+    if not any(param.requires_grad for group in optimizer.param_groups for param in group["params"]):
+        return
     optimizer.zero_grad()
     loss.backward()
     if max_grad_norm is not None:

@@ -18,12 +18,15 @@ from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSample
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sb3_diffusion.common.batch_renorm import set_batch_norm_training, use_native_batch_renorm
-from sb3_diffusion.common.checks import check_choice, check_integer
+from sb3_diffusion.common.batch_renorm import set_batch_renorm_training, use_native_batch_renorm
+from sb3_diffusion.common.checks import check_choice, check_integer, check_positive, check_share
 from sb3_diffusion.common.losses import ValueFn, soft_bellman_target, squared_bellman_error
 from sb3_diffusion.common.score_network import use_relu_in_place
 
 Parts = dict[str, Any]
+
+# Names of the buffers of batch renormalisation
+RENORM_STATISTICS = ("ra_mean", "ra_var", "steps")
 
 
 def join_observations(first: PyTorchObs, second: PyTorchObs) -> PyTorchObs:
@@ -174,7 +177,7 @@ class CriticRule:
         average(list(critic_target.parameters()), list(critic.parameters()), None)
         # Copy running stats, see SB3's GH issue #996
         for (name, buffer), buffer_target in zip(critic.named_buffers(), critic_target.buffers(), strict=True):
-            if "running_" in name:
+            if "running_" in name or name.rpartition(".")[2] in RENORM_STATISTICS:
                 buffer_target.copy_(buffer)
 
 
@@ -190,6 +193,11 @@ class CrossQRule(CriticRule):
     """
     CrossQ's critics (arXiv 1902.05605): batch renormalisation in place of target networks. One pass in training mode goes
     over the transitions and over what follows them, so that the statistics are those of both; all else is in evaluation mode.
+
+    :param batch_norm_momentum: weight of a batch in the running statistics
+    :param batch_norm_eps: added to the variance
+    :param renorm_warmup_steps: updates with the batch's statistics alone, before the running ones correct them
+    :raises ValueError: for one that is out of range
     """
 
     network_class = BatchRenormCritic
@@ -197,26 +205,29 @@ class CrossQRule(CriticRule):
     betas = (0.5, 0.999)
 
     def __init__(self, batch_norm_momentum: float = 0.01, batch_norm_eps: float = 0.001, renorm_warmup_steps: int = 100_000):
+        check_share("batch_norm_momentum", batch_norm_momentum)
+        check_positive("batch_norm_eps", batch_norm_eps)
+        check_integer("renorm_warmup_steps", renorm_warmup_steps, least=0)
         self.batch_norm_kwargs: dict[str, Any] = dict(
             batch_norm_momentum=batch_norm_momentum, batch_norm_eps=batch_norm_eps, renorm_warmup_steps=renorm_warmup_steps
         )
 
     def make_network(self, **kwargs: Any) -> BaseModel:
         network = super().make_network(**kwargs, **self.batch_norm_kwargs)
-        set_batch_norm_training(network, False)
+        set_batch_renorm_training(network, False)
         return network
 
     def value_fn(self, critic: BaseModel, obs: PyTorchObs, n_action_samples: int = 1) -> ValueFn:
-        set_batch_norm_training(critic, False)
+        set_batch_renorm_training(critic, False)
         return super().value_fn(critic, obs, n_action_samples)
 
     def evaluate(
         self, critic: nn.Module, critic_target: nn.Module, replay_data: ReplayBufferSamples, next_actions: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
         obs = join_observations(replay_data.observations, replay_data.next_observations)
-        set_batch_norm_training(critic, True)
+        set_batch_renorm_training(critic, True)
         q_values, next_q_values = self.join(critic(obs, th.cat((replay_data.actions, next_actions)))).chunk(2)
-        set_batch_norm_training(critic, False)
+        set_batch_renorm_training(critic, False)
         return q_values, next_q_values.detach()
 
     def update_target(self, critic: nn.Module, critic_target: nn.Module, tau: float) -> None:
@@ -267,6 +278,11 @@ class TQCRule(CriticRule):
         """
         n_critics, n_quantiles = next_q_values.shape[1:]
         n_kept = n_critics * (n_quantiles - self.top_quantiles_to_drop_per_net)
+        if n_kept < 1:
+            raise ValueError(
+                f"top_quantiles_to_drop_per_net={self.top_quantiles_to_drop_per_net} of the {n_quantiles} quantiles that the "
+                "critics give: nothing is left"
+            )
         return next_q_values.flatten(1).sort(dim=1).values[:, :n_kept]
 
     def error(self, q_values: th.Tensor, target: th.Tensor) -> th.Tensor:

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.sac import SAC
 from torch.nn import functional as F
 
-from sb3_diffusion.common.batch_renorm import set_batch_norm_training
+from sb3_diffusion.common.batch_renorm import set_batch_renorm_training
 from sb3_diffusion.common.chain import Chain, Visits, describe_chain, take_steps
 from sb3_diffusion.common.checks import (
     check_at_least,
@@ -201,6 +201,11 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         self.target_entropy = "auto" if automatic else number
         self.policy_kwargs = merge_kwargs(type(self).__name__, "policy_kwargs", given, self._get_needed_policy_kwargs())
         super()._setup_model()
+        if self.actor_loss == "mixed_adjoint" and self.actor.score_network.kernel != "posterior":
+            raise ValueError(
+                "actor_loss='mixed_adjoint' mixes by what the kernel believes of x_0: "
+                "give policy_kwargs=dict(kernel='posterior'), or choose 'adjoint'"
+            )
         # What the user gave is what load() compares with
         self.policy_kwargs = given
         if self.log_ent_coef is not None:
@@ -229,7 +234,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         of each optimizer at the current progress.
         """
         self.policy.set_training_mode(True)
-        set_batch_norm_training(self.actor.score_network, False)
+        set_batch_renorm_training(self.actor.score_network, False)
         optimizers: list[th.optim.Optimizer] = [self.actor.optimizer]
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
@@ -257,9 +262,9 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         :param obs: observations of an update of the actor, B of them
         :return: encoded observations, n times, with gradients, (n B, W); batch normalisation sees them once
         """
-        set_batch_norm_training(self.actor.score_network, True)
+        set_batch_renorm_training(self.actor.score_network, True)
         context = self.actor.encode(obs)
-        set_batch_norm_training(self.actor.score_network, False)
+        set_batch_renorm_training(self.actor.score_network, False)
         return context if self.n_action_samples == 1 else context.repeat(self.n_action_samples, 1)
 
     def _update_critics(
@@ -358,8 +363,9 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         if self._n_updates // self.policy_delay % DESCRIBE_INTERVAL != 1:
             return {}
         info = describe_chain(chain.log_ratio.detach(), chain.x[0].detach())
-        gradients = [param.grad for param in self.actor.score_network.parameters() if param.grad is not None]
-        info["diffusion/denoiser_grad_norm"] = th.nn.utils.get_total_norm(gradients)
+        trained = [param for param in self.actor.score_network.parameters() if param.requires_grad]
+        if gradients := [param.grad for param in trained if param.grad is not None]:
+            info["diffusion/denoiser_grad_norm"] = th.nn.utils.get_total_norm(gradients)
         return info
 
     def _record(self, infos: list[Info]) -> None:

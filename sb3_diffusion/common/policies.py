@@ -268,6 +268,11 @@ class DiffusionActor(ChainPolicy, BasePolicy):
             kernel=kernel,
             compile_chain=compile_chain,
         )
+        if actor_batch_norm and not (encode_once and net_arch):
+            raise ValueError(
+                "actor_batch_norm=True is for the encoder of the observation: it needs encode_once=True and at least one "
+                "layer in net_arch['pi']"
+            )
         self.action_dim = get_action_dim(action_space)
         self.schedule = NoiseSchedule(diffusion_steps, noise_schedule, prior_std)
         self.inference_schedule = self.schedule
@@ -429,7 +434,7 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
     :param kernel: ``"reference"`` or ``"posterior"``, see :class:`DiffusionActor`
     :param compile_chain: compile the loop over the denoising steps with ``torch.compile``, which needs a C++ compiler and
         takes about half a minute at first; for many steps or one observation at a time it pays
-    :param critic_type: critics: ``"sac"``, ``"crossq"`` or ``"tqc"``, see :class:`.DiffSAC`
+    :param critic_type: critics: ``"sac"``, ``"crossq"`` or ``"tqc"``, see :class:`.DiffSAC`. Stock SAC trains ``"sac"`` alone
     :param n_quantiles: of TQC's critics: number of quantiles of each, 25 if None
     :param top_quantiles_to_drop_per_net: of TQC's critics: how many of the top quantiles of each are left out of the target,
         2 if None

@@ -7,7 +7,7 @@ import pathlib
 import warnings
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -218,7 +218,8 @@ POLICY_KWARGS = table(
     n_quantiles=optional(whole(1, MAX_QUANTILES)),
     top_quantiles_to_drop_per_net=optional(whole(0, MAX_QUANTILES)),
     renorm_warmup_steps=optional(whole()),
-    **dict.fromkeys(("batch_norm_momentum", "batch_norm_eps"), optional(number(0, 1))),
+    batch_norm_momentum=optional(number(0, 1)),
+    batch_norm_eps=optional(number(0)),
     **dict.fromkeys(("log_std_init", "clip_mean"), number()),
     **dict.fromkeys(("use_sde", "use_expln", "full_std", "squash_output", "ortho_init", "normalize_images"), FLAG),
     **dict.fromkeys(("share_features_extractor", "learn_std", "encode_once", "compile_chain", "state_value"), FLAG),
@@ -362,13 +363,25 @@ class SafeAlgorithm(BaseAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
 
+def all_subclasses(cls: Any) -> Iterator[type]:
+    """
+    :param cls: class
+    :return: its subclasses, theirs, and so on
+    """
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from all_subclasses(subclass)
+
+
 def check_class(name: str, path: str | pathlib.Path | io.BufferedIOBase) -> None:
     """
     Before anything is unpickled. Without it a model of another class would fail in obscure ways, or not at all.
 
+    A user's subclass may be loaded by its parent.
+
     :param name: name of the class that is to be loaded
     :param path: path to the file (or a file-like)
-    :raises ValueError: if the file is of another class
+    :raises ValueError: if the file is of no class of this package, or of another one
     """
     file = open_path(path, "r", verbose=0, suffix="zip")
     try:
@@ -382,7 +395,8 @@ def check_class(name: str, path: str | pathlib.Path | io.BufferedIOBase) -> None
             file.close()
         else:
             file.seek(0)
-    if found != name:
+    known = {cls.__name__ for cls in all_subclasses(SafeAlgorithm) if cls.__module__.startswith("sb3_diffusion.")}
+    if found is None or (found != name and found in known):
         what = "no model of this package" if found is None else f"a {show.repr(found)}"
         raise ValueError(f"{show.repr(str(path))} is {what}, not a {name}: load it with the class that saved it")
 

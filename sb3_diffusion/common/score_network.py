@@ -9,7 +9,7 @@ from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_diffusion.common.batch_renorm import NativeBatchRenorm1d, set_batch_norm_training
+from sb3_diffusion.common.batch_renorm import NativeBatchRenorm1d, set_batch_renorm_training
 from sb3_diffusion.common.checks import check_choice
 
 # Bounds of the log-ratio of a kernel's standard deviation to the reference kernel's, or of a belief's to the prior's
@@ -100,7 +100,7 @@ class DenoisingNetwork(nn.Module):
         pre_linear_modules: list[Any] = [NativeBatchRenorm1d] if encoder_batch_norm else []
         layers = create_mlp(features_dim, -1, encoder_arch, activation_fn, pre_linear_modules=pre_linear_modules)
         self.encoder = use_relu_in_place(nn.Sequential(*layers))
-        set_batch_norm_training(self.encoder, False)
+        set_batch_renorm_training(self.encoder, False)
         self.action_dim = action_dim
         width = denoiser_arch[0]
         self.context_layer = nn.Linear(encoder_arch[-1] if encoder_arch else features_dim, width)

@@ -305,7 +305,7 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
                 return False
 
             self._update_info_buffer(infos, dones)
-            rewards = np.asarray(rewards, dtype=np.float32)  # integers would lose what is added to them
+            rewards = np.array(rewards, dtype=np.float32)  # a copy, and integers would lose what is added to them
             self._bootstrap_timeouts(rewards, dones, infos)
             rollout_buffer.add(self._last_obs, x, rewards, self._last_episode_starts)  # type: ignore[arg-type]
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
