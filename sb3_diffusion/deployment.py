@@ -80,8 +80,8 @@ class DeployedPolicy(nn.Module):
         if not isinstance(policy, (DiffusionSACPolicy, DiffusionActorCriticPolicy)) or augmented:
             what = "one denoising step of the augmented MDP" if augmented else "not a diffusion policy"
             raise ValueError(
-                f"{type(model).__name__}'s {type(policy).__name__} is {what}: export a DiffSAC, DiffWPO, DiffPPO, or a SAC "
-                "with a DiffusionSACPolicy"
+                f"{type(model).__name__}'s {type(policy).__name__} is {what}: export a model of this package's "
+                "algorithms, or a SAC with a DiffusionSACPolicy"
             )
         self.n_candidates = getattr(policy, "n_action_candidates", 1)
         self.policy = copy.deepcopy(policy).to("cpu")
