@@ -116,9 +116,10 @@ def run(task: tuple[str, int, argparse.Namespace]) -> None:
     th.set_num_threads(1)
     settings: dict[str, Any] = dict(env=args.env, seed=seed, steps=args.steps)
     settings |= dict(eval_every=args.eval_every, eval_episodes=args.eval_episodes)
-    callback = partial(EvaluationPoints, args.env, args.eval_every, args.eval_episodes, LOGGED)
+    path = result_path(algo, seed, args)
+    callback = partial(EvaluationPoints, args.env, args.eval_every, args.eval_episodes, LOGGED, name=path.stem)
     stored_result(
-        result_path(algo, seed, args),
+        path,
         {**settings, **get_keywords(algo, args)},
         partial(train_and_evaluate, partial(make_model, algo, args.env, seed, args), args.steps, callback),
     )

@@ -32,6 +32,7 @@ from sb3_diffusion.analysis import (
     plot_score_field,
     plot_trajectories,
 )
+from sb3_diffusion.analysis.__main__ import parse_args
 from sb3_diffusion.analysis.bound import cell_volume, fit_control, make_grid, measure_gap, peaks_log_prob
 from sb3_diffusion.analysis.mixture import AnnealTemperature
 from sb3_diffusion.analysis.modes import get_chain_policy
@@ -281,3 +282,29 @@ def test_fit_mixture_ends_at_temperature_one():
         fit_mixture(1, ent_coef="auto")
     row = fit_mixture(1, n_steps=120, learning_starts=50, policy_kwargs=dict(net_arch=[8]))
     assert row["diffusion_steps"] == 1 and 0 < row["total_variation"] <= row["worst_heading"] <= 1
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("k_sweep --steps 10", "--steps 10 is no multiple of --eval-every 10000"),
+        ("k_sweep --steps -5", "argument --steps: -5: choose 1 or more"),
+        ("k_sweep --steps many", "argument --steps: invalid integer value: 'many'"),
+        ("k_sweep --diffusion-steps 0", "argument --diffusion-steps: 0: choose 1 or more"),
+        ("k_sweep --jobs -1", "argument --jobs: -1: choose 1 or more"),
+        ("k_sweep --seeds -1", "argument --seeds: -1: choose 0 or more"),
+        ("k_sweep --env NoSuch-v0", "argument --env: Environment `NoSuch` doesn't exist"),
+        ("divergence --envs Pendulum-v1", "Pendulum-v1 has no steps of its own"),
+        ("divergence --steps 7", "--steps 7 is no multiple of --eval-every 2000"),
+        ("bound_gap --updates 0", "argument --updates: 0: choose 1 or more"),
+        ("bound_gap --prior-std 0", "argument --prior-std: 0: choose a positive and finite number"),
+        ("representation --updates 0", "argument --updates: 0: choose 1 or more"),
+    ],
+)
+def test_wrong_values_on_the_command_line(command, message, monkeypatch, capsys):
+    """One line and code 2, before anything is trained."""
+    monkeypatch.setattr("sys.argv", ["analysis", *command.split()])
+    with pytest.raises(SystemExit) as ended:
+        parse_args()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]

@@ -10,7 +10,8 @@ Analyses from the command line::
 
 import argparse
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import gymnasium as gym
 import torch as th
 
 from sb3_diffusion.analysis.bound import bound_gap, plot_bound_gap
@@ -51,6 +53,47 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, such as '{{\"gamma\": 0.9}}'")
     return value
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """
+    :param least: least value that is allowed
+    :return: what reads an integer of at least that from the command line
+    """
+
+    def read(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value}: choose {least} or more")
+        return value
+
+    read.__name__ = "integer"  # what argparse calls a value that is none
+    return read
+
+
+def positive_number(text: str) -> float:
+    """
+    :param text: a number
+    :return: the number
+    :raises ArgumentTypeError: if it is not positive and finite
+    """
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: choose a positive and finite number")
+    return value
+
+
+def environment(text: str) -> str:
+    """
+    :param text: id of an environment
+    :return: the same
+    :raises ArgumentTypeError: if Gymnasium does not know it
+    """
+    try:
+        gym.spec(text)
+    except (gym.error.Error, ImportError) as error:
+        raise argparse.ArgumentTypeError(" ".join(str(error).split())) from error
+    return text
 
 
 def print_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -140,8 +183,10 @@ def add_run_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
     :param parser: parser of an analysis that trains and keeps results
     :param folder: where they go if nothing is said
     """
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds, a run of each variant with each")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument(
+        "--seeds", type=whole_number(0), nargs="+", default=[0, 1], help="seeds, a run of each variant with each"
+    )
+    parser.add_argument("--jobs", type=whole_number(1), default=1, help="runs at a time, one thread each")
     parser.add_argument("--folder", type=Path, default=Path(folder), help="results; what is there is not run again")
 
 
@@ -158,13 +203,13 @@ def parse_args() -> argparse.Namespace:
     name, what = "bound_gap", "path KL, exact marginal KL and their gap on a target with two peaks"
     gap = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
     gap.set_defaults(run=run_bound_gap)
-    gap.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 2, 5, 10, 20], help="denoising steps K")
+    gap.add_argument("--diffusion-steps", type=whole_number(1), nargs="+", default=[1, 2, 5, 10, 20], help="denoising steps K")
     gap.add_argument("--noise-schedules", nargs="+", choices=NOISE_SCHEDULES, default=["cosine"], help="noise schedules")
     gap.add_argument("--fits", nargs="+", choices=FITS, default=list(FITS), help="KL, annealed, or reverse from a cold start")
     gap.add_argument("--dim", type=int, choices=(1, 2), default=1, help="dimension d; the target has 2^d peaks")
-    gap.add_argument("--prior-std", type=float, default=1.0, help="standard deviation of the prior")
-    gap.add_argument("--updates", type=int, default=3000, help="gradient steps of a fit")
-    gap.add_argument("--seed", type=int, default=0, help="seed")
+    gap.add_argument("--prior-std", type=positive_number, default=1.0, help="standard deviation of the prior")
+    gap.add_argument("--updates", type=whole_number(1), default=3000, help="gradient steps of a fit")
+    gap.add_argument("--seed", type=whole_number(0), default=0, help="seed")
     gap.add_argument("--figure", type=Path, help="where the picture goes")
 
     name, what = "representation", "path KL to known targets, by kernel, estimator and number of denoising steps"
@@ -173,41 +218,85 @@ def parse_args() -> argparse.Namespace:
     fits.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="targets")
     fits.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS), help="kernels")
     fits.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS), help="of the gradient")
-    fits.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 2, 5, 10, 20, 40], help="denoising steps K")
-    fits.add_argument("--updates", type=int, default=1500, help="gradient steps of a fit")
-    fits.add_argument("--steps-per-update", type=int, default=4, help="denoising steps of each chain in a gradient step")
-    fits.add_argument("--seed", type=int, default=0, help="seed")
-    fits.add_argument("--jobs", type=int, default=1, help="fits at a time, one thread each")
+    fits.add_argument(
+        "--diffusion-steps", type=whole_number(1), nargs="+", default=[1, 2, 5, 10, 20, 40], help="denoising steps K"
+    )
+    fits.add_argument("--updates", type=whole_number(1), default=1500, help="gradient steps of a fit")
+    fits.add_argument(
+        "--steps-per-update", type=whole_number(1), default=4, help="denoising steps of each chain in a gradient step"
+    )
+    fits.add_argument("--seed", type=whole_number(0), default=0, help="seed")
+    fits.add_argument("--jobs", type=whole_number(1), default=1, help="fits at a time, one thread each")
 
     name, what = "mixture", "distance of DiffSAC's policy from the exact one, TurningGMM-v0"
     mixture = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
     mixture.set_defaults(run=run_mixture)
-    mixture.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 10], help="denoising steps K")
-    mixture.add_argument("--steps", type=int, default=MIXTURE_STEPS, help="steps of the environment")
-    mixture.add_argument("--seed", type=int, default=0, help="seed")
+    mixture.add_argument("--diffusion-steps", type=whole_number(1), nargs="+", default=[1, 10], help="denoising steps K")
+    mixture.add_argument("--steps", type=whole_number(1), default=MIXTURE_STEPS, help="steps of the environment")
+    mixture.add_argument("--seed", type=whole_number(0), default=0, help="seed")
     mixture.add_argument("--settings", type=json_object, default={}, help="keyword arguments of DiffSAC, as JSON")
 
     name, what = "divergence", "DiffSAC with the reverse and with the forward KL"
     kl = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
     kl.set_defaults(run=run_divergence)
-    kl.add_argument("--envs", nargs="+", default=list(DIVERGENCE_TASKS), help="environments; others than these need --steps")
-    kl.add_argument("--steps", type=int, help="steps of the environment of each run; None is the task's own")
-    kl.add_argument("--eval-every", type=int, help="steps between two evaluations; None is the task's own")
+    kl.add_argument(
+        "--envs",
+        nargs="+",
+        type=environment,
+        default=list(DIVERGENCE_TASKS),
+        help="environments; others than these need --steps",
+    )
+    kl.add_argument("--steps", type=whole_number(1), help="steps of the environment of each run; None is the task's own")
+    kl.add_argument("--eval-every", type=whole_number(1), help="steps between two evaluations; None is the task's own")
     kl.add_argument("--settings", type=json_object, default={}, help="keyword arguments of all the variants, as JSON")
     add_run_arguments(kl, "divergence")
 
     name, what = "k_sweep", "DiffSAC with several numbers of denoising steps, and SAC"
     sweep = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
     sweep.set_defaults(run=run_k_sweep)
-    sweep.add_argument("--env", default="HalfCheetah-v5", help="environment")
-    sweep.add_argument("--steps", type=int, default=50_000, help="steps of the environment of each run")
-    sweep.add_argument("--eval-every", type=int, default=10_000, help="steps between two evaluations")
-    sweep.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 2, 5, 10, 20], help="denoising steps K")
+    sweep.add_argument("--env", type=environment, default="HalfCheetah-v5", help="environment")
+    sweep.add_argument("--steps", type=whole_number(1), default=50_000, help="steps of the environment of each run")
+    sweep.add_argument("--eval-every", type=whole_number(1), default=10_000, help="steps between two evaluations")
+    sweep.add_argument(
+        "--diffusion-steps", type=whole_number(1), nargs="+", default=[1, 2, 5, 10, 20], help="denoising steps K"
+    )
     sweep.add_argument("--settings", type=json_object, default={}, help="keyword arguments of both algorithms, as JSON")
     sweep.add_argument("--chain-settings", type=json_object, default={}, help="those of DiffSAC alone")
     sweep.add_argument("--figure", type=Path, help="where the picture goes")
     add_run_arguments(sweep, "k_sweep")
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_lengths(parser, args)
+    return args
+
+
+def check_lengths(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """
+    End with an error before any training where a run does not end with an evaluation.
+
+    :param parser: parser of the command line
+    :param args: the command line
+    """
+    steps, eval_every = getattr(args, "steps", None), getattr(args, "eval_every", None)
+    if args.run is run_divergence:
+        for env_id in args.envs:
+            task = DIVERGENCE_TASKS.get(env_id.split(":")[-1], {})
+            length = steps or task.get("n_steps")
+            if length is None:
+                known = ", ".join(DIVERGENCE_TASKS)
+                parser.error(f"{env_id} has no steps of its own, those that have are {known}: give --steps")
+            check_multiple(parser, length, eval_every or task.get("eval_every", 10_000))
+    elif args.run is run_k_sweep:
+        check_multiple(parser, args.steps, args.eval_every)
+
+
+def check_multiple(parser: argparse.ArgumentParser, steps: int, eval_every: int) -> None:
+    """
+    :param parser: parser of the command line, which ends with an error
+    :param steps: steps of a run
+    :param eval_every: steps between two evaluations
+    """
+    if steps % eval_every != 0:
+        parser.error(f"--steps {steps} is no multiple of --eval-every {eval_every}, so that the end would not be measured")
 
 
 def main() -> None:

@@ -29,11 +29,21 @@ class EvaluationPoints(BaseCallback):
     :param n_episodes: episodes of each evaluation
     :param logged: keys of the logger whose means over training are kept in ``logged_means``
     :param measure: what else to measure of the model at each evaluation
+    :param name: name of the run, before what is printed of each evaluation; the model's class if None
     """
 
-    def __init__(self, env_id: str, every: int, n_episodes: int, logged: Iterable[str] = (), measure: Measure | None = None):
+    def __init__(
+        self,
+        env_id: str,
+        every: int,
+        n_episodes: int,
+        logged: Iterable[str] = (),
+        measure: Measure | None = None,
+        name: str | None = None,
+    ):
         super().__init__()
         self.measure = measure
+        self.name = name
         self.eval_env = make_vec_env(env_id, seed=10_000)
         self.every = every
         self.n_episodes = n_episodes
@@ -66,7 +76,7 @@ class EvaluationPoints(BaseCallback):
         self.evaluation_time += time.process_time() - started
         point["cpu_seconds"] = time.process_time() - self.started - self.evaluation_time
         self.points.append(point)
-        print(f"{type(self.model).__name__}: {point}", flush=True)
+        print(f"{self.name or type(self.model).__name__}: {point}", flush=True)
 
     @property
     def logged_means(self) -> dict[str, float]:

@@ -49,7 +49,7 @@ def _run(
     settings: dict[str, Any] = dict(env=env_id, seed=seed, steps=n_steps, eval_every=eval_every, eval_episodes=eval_episodes)
     settings |= {**kwargs, **(variant or {})}
     make_model = partial(_make_model, env_id, variant, seed, kwargs)
-    callback = partial(EvaluationPoints, env_id, eval_every, eval_episodes, measure=measure)
+    callback = partial(EvaluationPoints, env_id, eval_every, eval_episodes, measure=measure, name=path.stem)
     return stored_result(path, settings, partial(train_and_evaluate, make_model, n_steps, callback))
 
 
