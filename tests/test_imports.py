@@ -13,6 +13,7 @@ LAYERS = [
         "common.action_scaling",
         "common.archive",
         "common.batch_renorm",
+        "common.carried_settings",
         "common.checks",
         "common.envs.rendering",
         "common.files",

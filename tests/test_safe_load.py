@@ -243,9 +243,9 @@ def test_path_env_and_keywords(tmp_path, no_pickle):
     model.save(tmp_path / "new_folder" / "model")
     env = gym.make("Pendulum-v1")
     loaded = DiffSAC.load(
-        str(tmp_path / "new_folder" / "model"), env=env, safe=True, batch_size=4, diffusion_steps=7, device="cpu"
+        str(tmp_path / "new_folder" / "model"), env=env, safe=True, batch_size=4, gamma=0.9, device="cpu"
     )
-    assert loaded.batch_size == 4 and loaded.actor.schedule.diffusion_steps == 7
+    assert loaded.batch_size == 4 and loaded.gamma == 0.9
     assert loaded._last_obs is None and loaded.env is not None
     assert load_safe(tmp_path / "new_folder" / "model.zip", env=env, force_reset=False)._last_obs is not None
     assert load_safe(tmp_path / "new_folder" / "model.zip", policy_kwargs=dict(SMALL)).policy_kwargs == SMALL

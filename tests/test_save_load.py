@@ -1,4 +1,6 @@
+import copy
 import errno
+import pickle
 
 import gymnasium as gym
 import numpy as np
@@ -7,7 +9,7 @@ import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import CheckpointCallback
 
-from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, UnsafeModelError
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffusionSACPolicy, UnsafeModelError
 from sb3_diffusion.diffsac.diffsac import ACTOR_LOSSES
 from tests.test_diffsac import make_model
 
@@ -42,9 +44,58 @@ def test_predictions_are_the_same_bit_for_bit(tmp_path, actor_loss, n_action_can
 def test_load_with_the_arguments_of_the_constructor(tmp_path):
     policy_kwargs = dict(net_arch=[8])
     make_model(policy_kwargs=policy_kwargs).save(tmp_path / "model.zip")
-    loaded = DiffSAC.load(tmp_path / "model.zip", policy_kwargs=policy_kwargs, diffusion_steps=7, actor_loss="pathwise")
-    assert loaded.actor.schedule.diffusion_steps == 7
+    loaded = DiffSAC.load(tmp_path / "model.zip", policy_kwargs=policy_kwargs, diffusion_steps=3, actor_loss="pathwise")
+    assert loaded.actor.schedule.diffusion_steps == 3
     assert loaded.actor_loss == "pathwise"
+
+
+OTHER = [
+    (dict(diffusion_steps=12), "trained with diffusion_steps=3, the policy has diffusion_steps=12"),
+    (dict(noise_schedule="linear"), "trained with noise_schedule=cosine, the policy has noise_schedule=linear"),
+    (dict(prior_std=2.0), r"trained with prior_std=1\.0, the policy has prior_std=2\.0"),
+]
+
+
+@pytest.mark.parametrize("other, message", OTHER)
+def test_weights_do_not_act_under_other_settings(tmp_path, other, message):
+    """Their meaning depends on what leaves no trace in them. Weights that say nothing, as a dict of one's own, are taken."""
+    model = make_model()
+    model.policy.inference_steps = 2
+    model.save(tmp_path / "model.zip")
+    for safe in (False, True):
+        with pytest.raises((RuntimeError, UnsafeModelError), match=message):
+            DiffSAC.load(tmp_path / "model.zip", safe=safe, **other)
+        assert DiffSAC.load(tmp_path / "model.zip", safe=safe).actor.schedule.diffusion_steps == 3
+    changed = make_model(**other)
+    with pytest.raises((RuntimeError, UnsafeModelError), match=message):
+        changed.set_parameters(model.get_parameters())
+    with pytest.raises((RuntimeError, UnsafeModelError), match=message):
+        changed.policy.load_state_dict(model.policy.state_dict())
+    changed.policy.load_state_dict(dict(model.policy.state_dict()))
+
+
+@pytest.mark.parametrize("other, message", OTHER)
+def test_stock_algorithms_refuse_them_too(tmp_path, other, message):
+    small = dict(policy_kwargs=dict(net_arch=[8], diffusion_steps=3), buffer_size=10)
+    model = SAC(DiffusionSACPolicy, "Pendulum-v1", **small)
+    model.save(tmp_path / "model.zip")
+    changed = SAC(DiffusionSACPolicy, "Pendulum-v1", **{**small, "policy_kwargs": {**small["policy_kwargs"], **other}})
+    with pytest.raises((RuntimeError, UnsafeModelError), match=message):
+        changed.set_parameters(tmp_path / "model.zip")
+
+
+def test_copies_keep_what_their_weights_mean():
+    model = make_model(diffusion_steps=4)
+    for policy in (copy.deepcopy(model.policy), pickle.loads(pickle.dumps(model.policy))):
+        policy.load_state_dict(model.policy.state_dict())
+        with pytest.raises(RuntimeError, match="trained with diffusion_steps=4"):
+            make_model().policy.load_state_dict(policy.state_dict())
+
+
+def test_kernels_are_not_exchanged():
+    posterior = make_model(policy_kwargs=dict(net_arch=[8], kernel="posterior"))
+    with pytest.raises(RuntimeError, match="trained with kernel=posterior, the policy has kernel=reference"):
+        make_model(policy_kwargs=dict(net_arch=[8])).set_parameters(posterior.get_parameters())
 
 
 @pytest.mark.parametrize("actor_loss", ACTOR_LOSSES)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch as th
 from torch import nn
 
+from sb3_diffusion.common.carried_settings import carry_settings
 from sb3_diffusion.common.checks import check_choice, check_integer, check_positive
 
 # The last kernel must keep some width, or its density and KL would be infinite
@@ -91,6 +92,7 @@ class NoiseSchedule(nn.Module):
         check_positive("prior_std", prior_std, "the standard deviation of the prior")
         self.name = name
         self.prior_std = float(prior_std)
+        carry_settings(self, diffusion_steps=diffusion_steps, noise_schedule=name, prior_std=self.prior_std)
         beta = NOISE_SCHEDULES[name](diffusion_steps).clamp(MIN_BETA, 1.0)
         steps = th.arange(diffusion_steps + 1)
         self._register(steps, th.cat((th.zeros(1, dtype=th.float64), beta)), th.ones_like(steps, dtype=th.float64))
@@ -154,5 +156,6 @@ class NoiseSchedule(nn.Module):
         one_step = trained[kept[1:] - 1] - trained[kept[1:]]
         control_scale = th.sqrt((alpha_bar[:-1] - alpha_bar[1:]) / one_step)
         schedule = NoiseSchedule(n_steps, self.name, self.prior_std)
+        schedule.carried_settings = {}  # type: ignore[assignment]  # no weights were trained on it
         schedule._register(self.steps[kept], beta, th.cat((alpha_bar.new_ones(1), control_scale)))
         return schedule

@@ -21,6 +21,7 @@ from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from torch.overrides import TorchFunctionMode
 
 from sb3_diffusion.common.archive import UnsafeModelError, load_tensors, read_entries, show
+from sb3_diffusion.common.carried_settings import find_other_settings
 from sb3_diffusion.common.files import write_whole
 from sb3_diffusion.common.plain import (
     ACTIVATIONS,
@@ -638,6 +639,8 @@ def restore(model: BaseAlgorithm, file: ModelFile) -> None:
                 check_tensors(name, state, target.state_dict())
     except UnsafeModelError as error:
         raise UnsafeModelError(f"{file.what}: {error}") from error
+    if errors := find_other_settings(model.policy, getattr(tensors["policy"], "_metadata", None)):
+        raise UnsafeModelError(f"{file.what}: {errors[0]}")
     # As plain dicts: an OrderedDict may have attributes that PyTorch reads
     plain: dict[str, Any] = {name: dict(state) for name, state in tensors.items()}
     model.set_parameters(plain, exact_match=True, device=model.device)

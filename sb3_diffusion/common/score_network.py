@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_diffusion.common.batch_renorm import NativeBatchRenorm1d, set_batch_renorm_training
+from sb3_diffusion.common.carried_settings import carry_settings
 from sb3_diffusion.common.checks import check_choice
 
 # Bounds of the log-ratio of a kernel's standard deviation to the reference kernel's, or of a belief's to the prior's
@@ -219,6 +220,7 @@ class ScoreNetwork(DenoisingNetwork):
         self.learn_std = learn_std
         check_choice("kernel", kernel, KERNELS)
         self.kernel = kernel
+        carry_settings(self, kernel=kernel)
         if control_scale is None:
             control_scale = 1.0 if kernel == "posterior" else diffusion_steps**-0.5
         # Of the control and of rho side by side, since at small batches the number of operations is the cost
