@@ -242,9 +242,7 @@ def test_path_env_and_keywords(tmp_path, no_pickle):
     model = make(DiffSAC).learn(20)
     model.save(tmp_path / "new_folder" / "model")
     env = gym.make("Pendulum-v1")
-    loaded = DiffSAC.load(
-        str(tmp_path / "new_folder" / "model"), env=env, safe=True, batch_size=4, gamma=0.9, device="cpu"
-    )
+    loaded = DiffSAC.load(str(tmp_path / "new_folder" / "model"), env=env, safe=True, batch_size=4, gamma=0.9, device="cpu")
     assert loaded.batch_size == 4 and loaded.gamma == 0.9
     assert loaded._last_obs is None and loaded.env is not None
     assert load_safe(tmp_path / "new_folder" / "model.zip", env=env, force_reset=False)._last_obs is not None
@@ -379,3 +377,21 @@ def test_what_has_no_plain_form():
     for value in (nested, 2**63, {1: 2}, object(), print, np.array(["a"]), np.array([None]), 1j, b"bytes", {1}, nn.Linear):
         with pytest.raises(NotPlain):
             encode(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.bool_(True), None, np.zeros(3), [1, 2], {"a": 1}, (1, 2), "x", np.int64(3), [np.zeros(2)], object(), {1: 2}],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_an_environment_says_of_an_episode(value, no_pickle):
+    """``Monitor(info_keywords=...)`` keeps it. What has no plain form is left out."""
+    model = make(DiffSAC)
+    model.learn(0)
+    model.ep_info_buffer.append({"r": 1.0, "l": 3, "t": 0.1, "is_success": value})
+    model.ep_success_buffer.append(value)
+    loaded = load_safe(saved(model))
+    plain = type(value) is not object and value != {1: 2} if not isinstance(value, (np.ndarray, list)) else True
+    assert loaded.ep_info_buffer[0]["r"] == 1.0
+    assert ("is_success" in loaded.ep_info_buffer[0]) == plain and len(loaded.ep_success_buffer) == plain
+    assert not plain or same(loaded.ep_info_buffer, model.ep_info_buffer)

@@ -165,19 +165,38 @@ def several(kind: Kind, most: int) -> Kind:
 
 def is_episode(value: Any) -> bool:
     """
-    :param value: anything
-    :return: whether it is what ``Monitor`` says of an episode
+    :param value: anything that a file may hold
+    :return: whether it is what ``Monitor`` says of an episode, beside which there may be whatever an environment adds
     """
-    plain = type(value) is dict and all(type(entry) in (int, float, bool, str) or is_number(entry) for entry in value.values())
-    return plain and is_number(value.get("r")) and is_number(value.get("l"))
+    return type(value) is dict and is_number(value.get("r")) and is_number(value.get("l"))
 
 
-def is_success(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """
     :param value: anything
-    :return: whether it may say that an episode was a success
+    :return: whether it has a plain form
     """
-    return isinstance(value, (bool, np.bool_)) or is_number(value)
+    try:
+        encode(value)
+    except NotPlain:
+        return False
+    return True
+
+
+def keep_plain(name: str, value: Any) -> Any:
+    """
+    What environments say of their episodes can be anything, and no training depends on it.
+
+    :param name: name of an attribute
+    :param value: its value
+    :return: the same; of statistics of episodes what has a plain form
+    """
+    if name == "ep_info_buffer" and isinstance(value, deque):
+        episodes = ({key: item for key, item in episode.items() if is_plain({key: item})} for episode in value)
+        return deque(episodes, maxlen=value.maxlen)
+    if name == "ep_success_buffer" and isinstance(value, deque):
+        return deque(filter(is_plain, value), maxlen=value.maxlen)
+    return value
 
 
 def is_observation(value: Any) -> bool:
@@ -195,7 +214,7 @@ SCHEDULE = Kind("a number or a schedule", is_schedule)
 WIDTHS = several(whole(1, 2**24), MAX_LAYERS)
 OBSERVATION = optional(Kind("an array, or a dict of arrays", is_observation))
 EPISODES = Kind("a deque of episodes", lambda value: type(value) is deque and all(map(is_episode, value)))
-SUCCESSES = Kind("a deque of numbers", lambda value: type(value) is deque and all(map(is_success, value)))
+SUCCESSES = Kind("a deque", lambda value: type(value) is deque)
 BOOLEANS = Kind("an array of booleans", lambda value: isinstance(value, np.ndarray) and value.dtype.kind == "b")
 STRATEGY = either(TEXT, instance(GoalSelectionStrategy))
 HYPERPARAMETER = either(number(0), optional(FLAG), several(number(0), 4))
@@ -416,7 +435,7 @@ def write_settings(algorithm: type[BaseAlgorithm], data: Mapping[str, Any]) -> s
         try:
             if name not in ATTRIBUTES and name != "policy_class":
                 raise NotPlain("an attribute that the algorithm does not have")
-            attributes[name] = encode(value)
+            attributes[name] = encode(keep_plain(name, value))
         except NotPlain as error:
             not_stored[name] = str(error)
     settings = {"format": FORMAT, "algorithm": algorithm.__name__, "attributes": attributes, "not_stored": not_stored}
