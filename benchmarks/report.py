@@ -44,7 +44,9 @@ def table(runs: Runs) -> str:
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for name, of_algo in runs.items():
         returns, sampled = values(of_algo, "return"), values(of_algo, "stochastic_return")
-        cells = [f"{mean:.0f} ± {std:.0f}" for mean, std in zip(returns.mean(0), returns.std(0, ddof=1), strict=True)]
+        spread = returns.std(0, ddof=1) if len(returns) > 1 else [None] * len(steps)
+        pairs = zip(returns.mean(0), spread, strict=True)
+        cells = [f"{mean:.0f}" + ("" if std is None else f" ± {std:.0f}") for mean, std in pairs]
         each = ", ".join(f"{value:.0f}" for value in returns[:, -1])
         lines.append(" | ".join([name, *cells, each, f"{sampled[:, -1].mean():.0f}"]))
     return "\n".join(f"| {line} |" for line in lines)
