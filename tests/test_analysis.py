@@ -34,6 +34,7 @@ from sb3_diffusion.analysis import (
 )
 from sb3_diffusion.analysis.__main__ import parse_args
 from sb3_diffusion.analysis.bound import cell_volume, fit_control, make_grid, measure_gap, peaks_log_prob
+from sb3_diffusion.analysis.evaluation import stored_result
 from sb3_diffusion.analysis.mixture import AnnealTemperature
 from sb3_diffusion.analysis.modes import get_chain_policy
 from sb3_diffusion.analysis.sweep import seconds_per_step
@@ -308,3 +309,10 @@ def test_wrong_values_on_the_command_line(command, message, monkeypatch, capsys)
         parse_args()
     assert ended.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_result_says_what_it_was_made_with(tmp_path):
+    result = stored_result(tmp_path / "run.json", dict(seed=0), lambda: {"points": []})
+    assert set(result["made_with"]) == {"commit", "versions", "processor"}
+    assert result["made_with"]["versions"]["torch"].startswith("2.")
+    assert stored_result(tmp_path / "run.json", dict(seed=0), lambda: 1 / 0) == result

@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 import torch as th
 
+from sb3_diffusion import DiffSAC
 from sb3_diffusion.common.score_network import (
     CONTROL_MAX,
     LOG_STD_RATIO_MAX,
@@ -94,3 +96,13 @@ def test_what_a_user_adds_to_a_layer_acts_in_training_and_sampling(name, how):
     assert th.allclose(network(context, x, 2), changed, atol=1e-6)
     assert th.allclose(network.unroll(context)(x, 2), changed, atol=1e-6)
     assert th.allclose(network.unroll(context)(None, 4), network(context, 0 * x, 4), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_quantised_actor_acts():
+    model = DiffSAC("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[16]), buffer_size=10, seed=0)
+    obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    before = model.predict(obs, deterministic=True)[0]
+    model.policy.actor = th.ao.quantization.quantize_dynamic(model.policy.actor, {th.nn.Linear})
+    after = model.predict(obs, deterministic=True)[0]
+    assert not np.array_equal(before, after) and np.allclose(before, after, atol=0.05)

@@ -1,6 +1,9 @@
 """Learning curves that lose nothing: each run writes its result when it ends, and is skipped when its file is there."""
 
+import importlib.metadata
 import json
+import platform
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -84,6 +87,21 @@ class EvaluationPoints(BaseCallback):
         return {key: float(np.mean(numbers)) for key, numbers in self.logged.items() if numbers}
 
 
+def provenance() -> dict[str, Any]:
+    """
+    :return: what a result was made with: the commit of this package's sources, if they are in a git checkout, the versions of
+        what it depends on, and the processor
+    """
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    packages = ("sb3-diffusion", "stable-baselines3", "sb3-contrib", "torch", "gymnasium", "mujoco", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"commit": commit, "versions": versions, "processor": platform.processor() or platform.machine()}
+
+
 def stored_result(path: Path, settings: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """
     Read a result that is there, or make it and write it, complete or not at all.
@@ -105,7 +123,7 @@ def stored_result(path: Path, settings: dict[str, Any], make: Callable[[], dict[
                 + ". Choose another folder, or delete the file to run it again."
             )
         return result
-    result = {"settings": settings, **make()}
+    result = {"settings": settings, "made_with": provenance(), **make()}
     write_result(path, result)
     return result
 
