@@ -1,4 +1,5 @@
 import argparse
+import importlib
 import inspect
 import os
 import shutil
@@ -19,13 +20,15 @@ from rl_zoo3.utils import ALGOS
 import sb3_diffusion
 import sb3_diffusion_zoo_hook
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
+from sb3_diffusion.common.envs import ENVIRONMENTS
 from sb3_diffusion.common.temperature import TemperatureSchedule
 from sb3_diffusion.zoo import ALGORITHMS, hyperparams_path, register
 
 ROOT = Path(sb3_diffusion.__file__).parent.parent
+ZOO_KEYS = {"n_timesteps", "n_envs", "normalize", "noise_type", "noise_std", "env_wrapper", "frame_stack"}
 NO_HER = {"using_her_replay_buffer": False, "her_kwargs": {}}
 SMALL = ["-params", "learning_starts:50", "batch_size:16", "policy_kwargs:dict(net_arch=[8])", "buffer_size:500"]
-TRAIN = ["-m", "rl_zoo3.train", "--algo", "diffsac", "--env", "Pendulum-v1", "-n", "100", "--eval-freq", "-1", *SMALL]
+TRAIN = ["--algo", "diffsac", "--env", "Pendulum-v1", "-n", "100", "--eval-freq", "-1", *SMALL]
 
 
 def python(*args, folder, check=True, **environment):
@@ -34,6 +37,14 @@ def python(*args, folder, check=True, **environment):
     result = subprocess.run([sys.executable, *args], cwd=folder, env=env, capture_output=True, text=True)
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
+
+
+def zoo(command, *args, folder):
+    """Run a command of the Zoo in this process and in another folder: a process of its own takes seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [command, *args])
+        getattr(importlib.import_module(f"rl_zoo3.{command}"), command)()
 
 
 def load(name):
@@ -53,24 +64,71 @@ def test_registered_in_this_process():
 def test_hyperparameters(name):
     blocks = load(name)
     algorithm = ALGOS[name.split("/")[-1]]
-    known = set(inspect.signature(algorithm).parameters) | {"n_timesteps", "n_envs", "normalize", "noise_type", "noise_std"}
+    known = set(inspect.signature(algorithm).parameters) | ZOO_KEYS
     for env_id, block in blocks.items():
         assert set(block) <= known
         assert float(block["n_timesteps"]) > 0
-        if env_id != "default":
+        if env_id != "default" and not env_id.startswith(("Fetch", "Panda")):  # of packages that are not required
             gym.spec(env_id)
     mujoco = {name for name in gym.registry if "envs.mujoco" in str(gym.spec(name).entry_point)}
     v5 = {name for name in mujoco if name.endswith("-v5")}
     assert v5 <= set(blocks)
     if name in ALGORITHMS:
         assert {"default", "Pendulum-v1", "LunarLanderContinuous-v3", "BipedalWalker-v3"} <= set(blocks)
+        assert set(ENVIRONMENTS) <= set(blocks)
+        assert {"CnnPolicy", "MultiInputPolicy"} <= {block["policy"] for block in blocks.values()}
         for env_id in v5:
             assert blocks[env_id] == blocks.get(env_id.replace("-v5", "-v4"))
 
 
-@pytest.mark.parametrize("name", ["difftqc", "diffwpo"])
-def test_settings_of_diffsac(name):
-    assert load(name) == load("diffsac")
+def test_settings_of_diffsac():
+    expected = load("diffsac")
+    assert load("difftqc") == expected
+    for block in expected.values():
+        block.pop("divergence", None)  # DiffWPO has its own
+    assert load("diffwpo") == expected
+
+
+def small(value):
+    """Settings of a block, smaller: the test is that the algorithm takes them."""
+    sizes = dict(n_envs=1, n_steps=8, batch_size=8, buffer_size=100, learning_starts=50, gradient_steps=1)
+    return {key: min(number, sizes[key]) if key in sizes else number for key, number in value.items()}
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_own_environments_train(algo, tmp_path):
+    for env_id in ENVIRONMENTS:
+        settings = small(load(algo)[env_id])
+        kwargs = dict(n_timesteps=60, hyperparams=settings, eval_freq=-1, log_interval=-1)
+        manager = ExperimentManager(argparse.Namespace(), algo, env_id, str(tmp_path), **kwargs)
+        model, saved = manager.setup_experiment()
+        manager.learn(model)
+        assert model.num_timesteps >= 60
+        assert model.diffusion_steps == saved["diffusion_steps"] == 8
+
+
+def test_environments_by_their_full_id(tmp_path):
+    """The Zoo looks for the id in Gymnasium's registry, then for its hyperparameters in the file, also a user's own."""
+    env = ["--env", "sb3_diffusion:MultiGoal-v0"]
+    (tmp_path / "my.yml").write_text("MultiGoal-v0:\n  policy: MlpPolicy\n  n_timesteps: 60\n  tau: 0.123\n")
+    train = [arg for arg in TRAIN if arg not in ("--env", "Pendulum-v1")]
+    zoo("train", *train, *env, "-conf", "my.yml", "-f", "own", folder=tmp_path)
+    assert "0.123" in (tmp_path / "own" / "diffsac" / "MultiGoal-v0_1" / "MultiGoal-v0" / "config.yml").read_text()
+    python("-m", "rl_zoo3.train", *train, *env, folder=tmp_path)
+    assert "auto_30" in (tmp_path / "logs" / "diffsac" / "MultiGoal-v0_1" / "MultiGoal-v0" / "config.yml").read_text()
+    zoo("enjoy", "--algo", "diffsac", *env, "-f", "logs", "--no-render", "-n", "10", folder=tmp_path)
+
+
+def test_all_schedules_are_parsed(tmp_path):
+    schedules = {"learning_rate": "lin_3e-4", "qf_learning_rate": "lin_1e-3", "clip_range_first_step": "lin_0.1", "x": 1}
+    parsed = ExperimentManager._preprocess_schedules(dict(schedules))
+    assert [parsed[name](0.5) for name in list(schedules)[:3]] == pytest.approx([1.5e-4, 5e-4, 0.05])
+    assert ExperimentManager._preprocess_schedules({"qf_learning_rate": 0.1})["qf_learning_rate"](0.5) == 0.1
+    assert ExperimentManager._preprocess_schedules({"qf_learning_rate": None}) == {"qf_learning_rate": None}
+    # A model that was trained with such a schedule is saved and loaded without pickles
+    model = DiffSAC("MlpPolicy", "Pendulum-v1", qf_learning_rate=parsed["qf_learning_rate"], policy_kwargs=dict(net_arch=[8]))
+    model.save(tmp_path / "model")
+    assert DiffSAC.load(tmp_path / "model", safe=True).qf_lr_schedule(0.5) == pytest.approx(5e-4)
 
 
 @pytest.mark.parametrize("name", ["sac", "tqc"])
@@ -155,11 +213,11 @@ def test_nan_prunes_the_trial(tmp_path):
 def test_diffppo_trains_acts_and_is_tuned(tmp_path):
     small = ["-params", "n_steps:32", "batch_size:32", "ent_coef:'lin_0.1'", "policy_kwargs:dict(net_arch=[8])", "n_envs:1"]
     command = ["--algo", "diffppo", "--env", "InvertedPendulum-v5"]
-    train = ["-m", "rl_zoo3.train", *command, "-n", "64", "--eval-freq", "-1"]
-    python(*train, *small, folder=tmp_path)
-    python("-m", "rl_zoo3.enjoy", *command, "-f", "logs", "--no-render", "-n", "10", folder=tmp_path)
+    train = [*command, "-n", "64", "--eval-freq", "-1"]
+    zoo("train", *train, *small, folder=tmp_path)
+    zoo("enjoy", *command, "-f", "logs", "--no-render", "-n", "10", folder=tmp_path)
     optimize = ["-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
-    python(*train, *optimize, "--storage", "sqlite:///study.db", "--study-name", "s", "-f", "tuning", folder=tmp_path)
+    zoo("train", *train, *optimize, "--storage", "sqlite:///study.db", "--study-name", "s", "-f", "tuning", folder=tmp_path)
     trials = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="s").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
 
@@ -168,18 +226,18 @@ def test_diffppo_trains_acts_and_is_tuned(tmp_path):
 def test_train_enjoy_and_go_on(tmp_path, algo, env):
     """This package's environments are known, too, without --gym-packages."""
     train = [{"diffsac": algo, "Pendulum-v1": env}.get(arg, arg) for arg in TRAIN]
-    python(*train, folder=tmp_path)
+    python("-m", "rl_zoo3.train", *train, folder=tmp_path)
     run = tmp_path / "logs" / algo / f"{env}_1"
     assert (run / f"{env}.zip").exists()
     assert (run / env / "config.yml").exists()
-    enjoy = ["-m", "rl_zoo3.enjoy", "--algo", algo, "--env", env, "-f", "logs", "--no-render", "-n", "10"]
-    python(*enjoy, folder=tmp_path)
-    python(*train, "-i", str(run / f"{env}.zip"), folder=tmp_path)
+    enjoy = ["--algo", algo, "--env", env, "-f", "logs", "--no-render", "-n", "10"]
+    zoo("enjoy", *enjoy, folder=tmp_path)
+    zoo("train", *train, "-i", str(run / f"{env}.zip"), folder=tmp_path)
 
 
 def test_a_users_own_file_wins(tmp_path):
     (tmp_path / "my.yml").write_text("default:\n  policy: MlpPolicy\n  n_timesteps: 60\n  tau: 0.123\n")
-    python(*TRAIN, "-conf", "my.yml", folder=tmp_path)
+    zoo("train", *TRAIN, "-conf", "my.yml", folder=tmp_path)
     saved = (tmp_path / "logs" / "diffsac" / "Pendulum-v1_1" / "Pendulum-v1" / "config.yml").read_text()
     assert "0.123" in saved
 
@@ -187,10 +245,10 @@ def test_a_users_own_file_wins(tmp_path):
 def test_optimize_then_train_a_trial(tmp_path):
     study = ["--storage", "sqlite:///study.db", "--study-name", "s"]
     optimize = [*study, "-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "-f", "tuning"]
-    python(*TRAIN, *optimize, "--no-optim-plots", folder=tmp_path)
+    zoo("train", *TRAIN, *optimize, "--no-optim-plots", folder=tmp_path)
     trials = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="s").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
-    python(*TRAIN, *study, "--trial-id", "1", folder=tmp_path)
+    zoo("train", *TRAIN, *study, "--trial-id", "1", folder=tmp_path)
     saved = (tmp_path / "logs" / "diffsac" / "Pendulum-v1_1" / "Pendulum-v1" / "config.yml").read_text()
     assert f"- {trials[1].params['diffusion_steps']}" in saved
 

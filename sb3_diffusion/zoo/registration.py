@@ -6,7 +6,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gymnasium as gym
+
 ALGORITHMS = ("diffcrossq", "diffppo", "diffsac", "difftqc", "diffwpo")
+NAMESPACE = "sb3_diffusion:"
+# Arguments that may be schedules, beyond those that the Zoo knows
+SCHEDULES = ("qf_learning_rate", "clip_range_first_step")
 
 
 def hyperparams_path(name: str) -> Path:
@@ -46,6 +51,7 @@ def patch_module(module: ModuleType) -> None:
 
         for name, algorithm in CLASSES.items():
             module.ALGOS.setdefault(name.lower(), algorithm)
+        add_environment_aliases()
     elif module.__name__ == "rl_zoo3.hyperparams_opt":
         import sb3_diffusion.zoo.hyperparams_opt as hyperparams_opt
 
@@ -56,9 +62,18 @@ def patch_module(module: ModuleType) -> None:
         patch_experiment_manager(module.ExperimentManager)
 
 
+def add_environment_aliases() -> None:
+    """Let the Zoo, which looks for ids in Gymnasium's registry, find ``sb3_diffusion:MultiGoal-v0`` there, too."""
+    from sb3_diffusion.common.envs import ENVIRONMENTS
+
+    for env_id in ENVIRONMENTS:
+        gym.registry.setdefault(NAMESPACE + env_id, gym.spec(env_id))
+
+
 def patch_experiment_manager(manager: type) -> None:
     """
-    Let the Zoo look for hyperparameters of this package's algorithms here, unless the user names a file.
+    Let the Zoo look for hyperparameters of this package's algorithms here, unless the user names a file, and let it parse
+    all of their schedules.
 
     :param manager: the Zoo's ``ExperimentManager``
     """
@@ -66,13 +81,23 @@ def patch_experiment_manager(manager: type) -> None:
     if hasattr(original, "__wrapped__"):
         return
     signature = inspect.signature(original)
+    preprocess_schedules = manager._preprocess_schedules  # type: ignore[attr-defined]
 
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         arguments = signature.bind(self, *args, **kwargs).arguments
         if arguments["algo"] in ALGORITHMS and not arguments.get("config"):
             arguments["config"] = str(hyperparams_path(arguments["algo"]))
+        # Files of hyperparameters have the bare id
+        arguments["env_id"] = arguments["env_id"].removeprefix(NAMESPACE)
         arguments.pop(next(iter(signature.parameters)))
         original(self, **arguments)
 
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        for key in SCHEDULES:
+            if hyperparams.get(key) is not None:
+                hyperparams[key] = preprocess_schedules({"learning_rate": hyperparams[key]})["learning_rate"]
+        return preprocess_schedules(hyperparams)
+
     manager.__init__ = __init__  # type: ignore[misc]
+    manager._preprocess_schedules = staticmethod(_preprocess_schedules)  # type: ignore[attr-defined]

@@ -3,12 +3,14 @@ from gymnasium.envs.registration import register, registry
 from sb3_diffusion.common.envs.multi_goal import MultiGoalEnv
 from sb3_diffusion.common.envs.turning import TurningDoubleWellEnv, TurningGMMEnv
 
-for _id, _entry_point in {
+# Entry points by id
+ENVIRONMENTS = {
     "MultiGoal-v0": "sb3_diffusion.common.envs.multi_goal:MultiGoalEnv",
     "TurningDoubleWell-v0": "sb3_diffusion.common.envs.turning:TurningDoubleWellEnv",
     "TurningGMM-v0": "sb3_diffusion.common.envs.turning:TurningGMMEnv",
-}.items():
+}
+for _id, _entry_point in ENVIRONMENTS.items():
     if _id not in registry:
         register(_id, _entry_point, max_episode_steps=100)
 
-__all__ = ["MultiGoalEnv", "TurningDoubleWellEnv", "TurningGMMEnv"]
+__all__ = ["ENVIRONMENTS", "MultiGoalEnv", "TurningDoubleWellEnv", "TurningGMMEnv"]
