@@ -4,113 +4,72 @@ Temperature annealing of DiffPPO, fast, medium and slow: bound of the policy's e
 
 Example::
 
-    python benchmarks/annealing.py --figure docs/_static/annealing.png
+    python -m benchmarks.annealing --figure docs/_static/annealing.png
 """
 
-import argparse
-import functools
-import json
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from campaign import RESULTS, run_all
-
-import matplotlib  # isort: skip
+import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
+import pandas as pd
+
+from benchmarks.command_line import carry_out, make_parser
+from sb3_diffusion.analysis.results import curves, markdown, select
+from sb3_diffusion.analysis.runner import Run
 
 ENV, STEPS, START, END, SEEDS = "InvertedPendulum-v5", 32_768, 0.3, 0.003, (0, 1)
-# Share of training after which the temperature has fallen to END, exponentially; None is temperature 0 throughout
-SPEEDS = {"none": None, "fast": 0.1, "medium": 0.4, "slow": 1.0}
-FOLDER = RESULTS / "annealing"
+N_STEPS = 2048  # of a rollout, DiffPPO's default
 
 
-def temperature(progress_remaining: float, share: float | None) -> float:
+def temperature(progress_remaining: float, share: float) -> float:
     """
     :param progress_remaining: from 1 to 0
-    :param share: share of training after which the temperature has fallen to ``END``
+    :param share: share of training after which the temperature has fallen to ``END``, exponentially
     :return: temperature
     """
-    if share is None:
-        return 0.0
     return float(START * (END / START) ** min(1.0, (1 - progress_remaining) / share))
 
 
-class Curves(BaseCallback):
-    """After each update: entropy bound, temperature, and the return of deterministic actions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.points: list[dict[str, float]] = []
-        self.eval_env = make_vec_env(ENV, seed=10_000)
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        values = self.model.logger.name_to_value
-        if "diffusion/entropy_bound" not in values:
-            return
-        point = {"step": float(self.num_timesteps), "entropy_bound": float(values["diffusion/entropy_bound"])}
-        point["ent_coef"] = float(values["train/ent_coef"])
-        returns, _ = evaluate_policy(self.model, self.eval_env, 3, return_episode_rewards=True)
-        point["return"] = float(np.mean(returns))
-        self.points.append(point)
+fast, medium, slow = (partial(temperature, share=share) for share in (0.1, 0.4, 1.0))
+SPEEDS = {"none": 0.0, **{name: f"benchmarks.annealing:{name}" for name in ("fast", "medium", "slow")}}
 
 
-def train(speed: str, seed: int) -> dict[str, Any]:
+def make_run(speed: str, seed: int) -> Run:
     """
     :param speed: key of ``SPEEDS``
     :param seed: seed
-    :return: the curves
+    :return: a run that is evaluated after each update
     """
-    from sb3_diffusion import DiffPPO
-
-    curves = Curves()
-    ent_coef = functools.partial(temperature, share=SPEEDS[speed])
-    model = DiffPPO("MlpPolicy", ENV, seed=seed, device="cpu", ent_coef=ent_coef)
-    # The logger is emptied at every dump
-    model.learn(STEPS, callback=curves, log_interval=None)  # type: ignore[arg-type]
-    return {"points": curves.points}
+    logged = ("diffusion/entropy_bound", "train/ent_coef")
+    settings = {"ent_coef": SPEEDS[speed]}
+    return Run(speed, "sb3_diffusion:DiffPPO", ENV, STEPS, seed, settings, 1, N_STEPS, eval_episodes=3, logged=logged)
 
 
-def path_of(speed: str, seed: int) -> Path:
-    """
-    :param speed: key of ``SPEEDS``
-    :param seed: seed
-    :return: where the result stands
-    """
-    return FOLDER / f"{speed}_seed{seed}.json"
-
-
-def report(figure: Path | None) -> None:
+def report(results: pd.DataFrame, figure: Path | None) -> None:
     """
     Print the table and draw the figure.
 
+    :param results: a row for each evaluation
     :param figure: where the picture goes, none if None
     """
-    panels = (("ent_coef", "temperature"), ("entropy_bound", "entropy bound, nats"), ("return", "return"))
+    panels = {"train/ent_coef": "temperature", "diffusion/entropy_bound": "entropy bound, nats", "return": "return"}
     fig, axes = plt.subplots(1, len(panels), figsize=(13, 3.6))
-    lines = []
+    rows = []
     for speed in SPEEDS:
-        runs = [json.loads(path_of(speed, seed).read_text())["points"] for seed in SEEDS]
-        curves = {key: np.mean([[point[key] for point in run] for run in runs], axis=0) for key in runs[0][0]}
-        rows = [round(share * len(curves["step"])) - 1 for share in (0.25, 0.5, 0.75, 1.0)]
-        header = [f"{name} at {curves['step'][row]:,.0f}" for name in ("entropy", "return") for row in rows]
-        cells = [f"{curves['entropy_bound'][row]:.2f}" for row in rows] + [f"{curves['return'][row]:.0f}" for row in rows]
-        lines.append(" | ".join([speed, *cells]))
-        for axis, (key, label) in zip(axes, panels, strict=True):
-            axis.plot(curves["step"], curves[key], "o-", markersize=3, label=speed)
+        means = {key: curves(select(results, name=[speed]), key).mean() for key in panels}
+        row = {"annealing": speed}
+        for title, key, form in (("entropy", "diffusion/entropy_bound", ".2f"), ("return", "return", ".0f")):
+            row |= {f"{title} at {step:,}": f"{means[key][step]:{form}}" for step in (8192, 16_384, 22_528, 30_720)}
+        rows.append(row)
+        for axis, (key, label) in zip(axes, panels.items(), strict=True):
+            axis.plot(means[key].index, means[key], "o-", markersize=3, label=speed)
             axis.set(xlabel="environment steps", ylabel=label)
             axis.grid(alpha=0.3)
-    for line in (" | ".join(["annealing", *header]), " | ".join(["---"] * (1 + len(header))), *lines):
-        print(f"| {line} |")
+    print(markdown(rows))
     axes[0].set_yscale("symlog", linthresh=END)
     axes[0].legend()
     fig.suptitle(f"DiffPPO on {ENV}, mean of {len(SEEDS)} seeds")
@@ -120,11 +79,14 @@ def report(figure: Path | None) -> None:
         fig.savefig(figure, dpi=110)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+def main() -> None:
+    """Train what is missing, print the table and draw the figure."""
+    parser = make_parser(__doc__, "annealing")
     parser.add_argument("--figure", type=Path, help="where the picture goes; none if left out")
     args = parser.parse_args()
-    tasks = {path_of(speed, seed): dict(speed=speed, seed=seed) for seed in SEEDS for speed in SPEEDS}
-    run_all(train, tasks, args.jobs)
-    report(args.figure)
+    runs = [make_run(speed, seed) for seed in SEEDS for speed in SPEEDS]
+    carry_out(runs, args, partial(report, figure=args.figure))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ not depend on what else the machine did meanwhile.
 
 Example::
 
-    python benchmarks/latency.py
+    python -m benchmarks.latency
 """
 
 import argparse
@@ -28,7 +28,7 @@ from speed import Rows, Task, cpu_time, in_turn, print_table
 from stable_baselines3 import SAC
 
 from sb3_diffusion import DiffSAC
-from sb3_diffusion.analysis.evaluation import write_result
+from sb3_diffusion.analysis.results import write_json
 from sb3_diffusion.deployment import export_onnx, export_program, export_torchscript
 
 RESULT = Path(__file__).parent / "results" / "latency.json"
@@ -100,7 +100,7 @@ def main() -> None:
     results = measure(args)
     for title, rows in results.items():
         print_table(title, rows)
-    write_result(args.out, {"env": args.env, "rounds": args.rounds, "calls": args.calls, **results})
+    write_json(args.out, {"env": args.env, "rounds": args.rounds, "calls": args.calls, **results})
 
 
 if __name__ == "__main__":

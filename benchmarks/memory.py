@@ -6,7 +6,7 @@ backward pass; on a CUDA device, the peak of allocated memory.
 
 Example::
 
-    python benchmarks/memory.py
+    python -m benchmarks.memory
 """
 
 import argparse

@@ -4,7 +4,7 @@ while a checkpoint is being written. What was lost, and whether the run ends as 
 
 Example::
 
-    python benchmarks/sigkill.py
+    python -m benchmarks.sigkill
 """
 
 import argparse
@@ -22,15 +22,15 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch as th
-from campaign import RESULTS
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_diffusion import CheckpointCallback, DiffSAC, resume_latest
-from sb3_diffusion.analysis.evaluation import write_result
+from sb3_diffusion.analysis.results import write_json
 from sb3_diffusion.common.checkpoints import TEMPORARY, find_checkpoints, find_damage, get_steps
 
+RESULT = Path(__file__).parent / "results" / "sigkill.json"
 ENV, LEARNING_STARTS = "Pendulum-v1", 100
 
 
@@ -71,11 +71,11 @@ def run(folder: Path, steps: int, save_freq: int) -> None:
         "updates": model._n_updates,
         "ent_coef": model.log_ent_coef.exp().item(),
     }
-    write_result(folder / "started.json", state)
+    write_json(folder / "started.json", state)
     callbacks = [Progress(folder / "progress"), CheckpointCallback(save_freq, folder / "checkpoints", keep=3)]
     model.learn(steps - model.num_timesteps, callback=callbacks, reset_num_timesteps=False)
     returns, _ = evaluate_policy(model, make_vec_env(ENV, seed=1000), 10, return_episode_rewards=True)
-    write_result(folder / "finished.json", {"returns": returns})
+    write_json(folder / "finished.json", {"returns": returns})
 
 
 def start(folder: Path, steps: int, save_freq: int) -> tuple[subprocess.Popen, dict[str, Any]]:
@@ -88,7 +88,7 @@ def start(folder: Path, steps: int, save_freq: int) -> tuple[subprocess.Popen, d
     (folder / "started.json").unlink(missing_ok=True)
     (folder / "progress").unlink(missing_ok=True)
     arguments = ["--run", str(folder), "--steps", str(steps), "--save-freq", str(save_freq)]
-    process = subprocess.Popen([sys.executable, __file__, *arguments])
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.sigkill", *arguments])
     while not (folder / "started.json").exists() or not (folder / "progress").exists():
         if process.poll() is not None:
             raise RuntimeError(f"The run has ended with {process.returncode}")
@@ -185,7 +185,7 @@ def main() -> None:
             process, _ = start(path, args.steps, args.save_freq)
             assert process.wait() == 0
             returns[kind] = json.loads((path / "finished.json").read_text())["returns"]
-    write_result(RESULTS / "sigkill.json", {"settings": vars(args) | {"run": None}, "kills": kills, "returns": returns})
+    write_json(RESULT, {"settings": vars(args) | {"run": None}, "kills": kills, "returns": returns})
     print("| Kills | left an unfinished folder | checkpoints damaged | steps lost, mean | most |\n" + "| --- " * 5 + "|")
     for title, aimed in (("at a random moment", False), ("while saving", True)):
         some = [each for each in kills if each["aimed"] == aimed]

@@ -43,7 +43,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.profiler import ProfilerActivity, profile
 
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
-from sb3_diffusion.analysis.evaluation import write_result
+from sb3_diffusion.analysis.results import write_json
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
 MATRIX_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addmv", "aten::mv"}
@@ -362,7 +362,7 @@ def main() -> None:
         nested = section in ("predict", "ppo")
         for title, rows in (results[section] if nested else {section: results[section]}).items():
             print_table(f"{section}, {title}" if nested else title, rows)
-        write_result(args.out, results)
+        write_json(args.out, results)
     draw(results, args.figure or args.out.with_suffix(".png"))
 
 

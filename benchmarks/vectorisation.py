@@ -4,7 +4,7 @@ MDP (the first open question of DMERL, arXiv 2512.02019).
 
 Example::
 
-    python benchmarks/vectorisation.py --figure docs/_static/vectorisation.png
+    python -m benchmarks.vectorisation --figure docs/_static/vectorisation.png
 """
 
 import argparse
@@ -21,7 +21,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch as th
-from campaign import RESULTS
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -30,8 +29,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy, DiffusionMDPWrapper
-from sb3_diffusion.analysis.evaluation import write_result
+from sb3_diffusion.analysis.results import write_json
 
+RESULT = Path(__file__).parent / "results" / "vectorisation.json"
 FORMS = {"diffppo": DummyVecEnv, "wrapped, SubprocVecEnv": SubprocVecEnv, "wrapped, DummyVecEnv": DummyVecEnv}
 
 
@@ -86,7 +86,7 @@ def main() -> None:
             model.env.close()  # type: ignore[union-attr]
         # The first round warms up
         results[diffusion_steps] = {form: values[1:] for form, values in speeds.items()}
-    write_result(RESULTS / "vectorisation.json", {"env": args.env, "n_envs": args.n_envs, "steps_per_second": results})
+    write_json(RESULT, {"env": args.env, "n_envs": args.n_envs, "steps_per_second": results})
 
     print("| K | " + " | ".join(FORMS) + " | to SubprocVecEnv | to DummyVecEnv |\n" + "| --- " * (len(FORMS) + 3) + "|")
     figure, axis = plt.subplots(figsize=(6, 4))

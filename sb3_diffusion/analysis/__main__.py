@@ -25,9 +25,9 @@ import torch as th
 
 from sb3_diffusion.analysis.bound import bound_gap, plot_bound_gap
 from sb3_diffusion.analysis.divergences import DIVERGENCE_TASKS, divergence, divergence_table
-from sb3_diffusion.analysis.evaluation import markdown
 from sb3_diffusion.analysis.mixture import MIXTURE_STEPS, fit_mixture
 from sb3_diffusion.analysis.representation import ESTIMATORS, TARGETS, representation
+from sb3_diffusion.analysis.results import markdown
 from sb3_diffusion.analysis.sweep import k_sweep, k_sweep_table, plot_k_sweep
 from sb3_diffusion.common.noise_schedule import NOISE_SCHEDULES
 from sb3_diffusion.common.score_network import KERNELS
@@ -154,7 +154,7 @@ def run_divergence(args: argparse.Namespace) -> None:
     """
     lengths = {key: value for key, value in (("n_steps", args.steps), ("eval_every", args.eval_every)) if value is not None}
     for env_id in args.envs:
-        runs = divergence(env_id, args.folder, seeds=args.seeds, n_jobs=args.jobs, **lengths, **args.settings)
+        runs = divergence(env_id, args.out, seeds=args.seeds, n_jobs=args.jobs, **lengths, **args.settings)
         print(f"{env_id}:\n\n{divergence_table(runs)}\n", flush=True)
 
 
@@ -165,7 +165,7 @@ def run_k_sweep(args: argparse.Namespace) -> None:
     runs = k_sweep(
         args.env,
         args.steps,
-        args.folder,
+        args.out,
         args.diffusion_steps,
         seeds=args.seeds,
         eval_every=args.eval_every,
@@ -178,16 +178,16 @@ def run_k_sweep(args: argparse.Namespace) -> None:
         plot_k_sweep(runs, args.figure, args.env)
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """
     :param parser: parser of an analysis that trains and keeps results
-    :param folder: where they go if nothing is said
+    :param out: where they go if nothing is said
     """
     parser.add_argument(
         "--seeds", type=whole_number(0), nargs="+", default=[0, 1], help="seeds, a run of each variant with each"
     )
     parser.add_argument("--jobs", type=whole_number(1), default=1, help="runs at a time, one thread each")
-    parser.add_argument("--folder", type=Path, default=Path(folder), help="results; what is there is not run again")
+    parser.add_argument("--out", type=Path, default=Path(out), help="CSV file of the results; what is there is not run again")
 
 
 def parse_args() -> argparse.Namespace:
@@ -249,7 +249,7 @@ def parse_args() -> argparse.Namespace:
     kl.add_argument("--steps", type=whole_number(1), help="steps of the environment of each run; None is the task's own")
     kl.add_argument("--eval-every", type=whole_number(1), help="steps between two evaluations; None is the task's own")
     kl.add_argument("--settings", type=json_object, default={}, help="keyword arguments of all the variants, as JSON")
-    add_run_arguments(kl, "divergence")
+    add_run_arguments(kl, "divergence.csv")
 
     name, what = "k_sweep", "DiffSAC with several numbers of denoising steps, and SAC"
     sweep = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
@@ -263,7 +263,7 @@ def parse_args() -> argparse.Namespace:
     sweep.add_argument("--settings", type=json_object, default={}, help="keyword arguments of both algorithms, as JSON")
     sweep.add_argument("--chain-settings", type=json_object, default={}, help="those of DiffSAC alone")
     sweep.add_argument("--figure", type=Path, help="where the picture goes")
-    add_run_arguments(sweep, "k_sweep")
+    add_run_arguments(sweep, "k_sweep.csv")
     args = parser.parse_args()
     check_lengths(parser, args)
     return args

@@ -1,16 +1,17 @@
 """What does the divergence that the actor descends change: which modes it keeps, and what it earns?"""
 
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_diffusion.analysis.evaluation import markdown, values
 from sb3_diffusion.analysis.modes import mode_coverage
-from sb3_diffusion.analysis.sweep import Runs, compare
+from sb3_diffusion.analysis.results import markdown
+from sb3_diffusion.analysis.runner import run_all
+from sb3_diffusion.analysis.sweep import variants_of
 
 # Equal numbers of chains for both divergences, so that nothing but the divergence differs
 SMALL: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[64, 64]), diffusion_steps=8, prior_std=0.5, n_action_samples=8)
@@ -23,31 +24,29 @@ DIVERGENCE_TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def least_share(env_id: str, model: BaseAlgorithm) -> dict[str, float]:
+def least_share(model: BaseAlgorithm) -> dict[str, float]:
     """
-    :param env_id: ``MultiGoal-v0`` or ``TurningDoubleWell-v0``
-    :param model: trained model
+    :param model: model trained in ``MultiGoal-v0`` or ``TurningDoubleWell-v0``
     :return: ``least_share``, that of the rarest mode in the state where it is rarest; 0.25 and 0.5 are even
     """
-    shares = mode_coverage(model, env_id)["shares"]
+    (spec,) = model.get_env().get_attr("spec")  # type: ignore[union-attr]
+    shares = mode_coverage(model, spec.id)["shares"]
     return {"least_share": float(np.minimum(shares, 1 - shares).min())}
 
 
 def divergence(
-    env_id: str,
-    folder: str | Path,
-    actor_losses: Iterable[str] | None = None,
-    **kwargs: Any,
-) -> Runs:
+    env_id: str, path: str | Path, actor_losses: Iterable[str] | None = None, n_jobs: int = 1, **kwargs: Any
+) -> pd.DataFrame:
     """
     Train DiffSAC with the reverse KL, by each of the given estimators, and with the forward KL.
 
     :param env_id: environment; for those of ``DIVERGENCE_TASKS`` the other arguments have defaults
-    :param folder: where the results stand, see :func:`.compare`
+    :param path: CSV file of the results; what is there is not run again
     :param actor_losses: estimators of the gradient of the reverse KL; if None the task's, or ``adjoint`` and ``pathwise``
-    :param kwargs: other arguments of :func:`.compare`
-    :return: results by name of the runs: ``reverse-adjoint`` and so on, and ``forward``
-    :raises ValueError: see :func:`.compare`; without ``n_steps`` for an environment that has no default
+    :param n_jobs: runs at a time, in processes of their own; with 1 they run in this process
+    :param kwargs: other arguments of :func:`.variants_of`
+    :return: a row for each evaluation of the runs: ``reverse-adjoint`` and so on, and ``forward``
+    :raises ValueError: see :class:`.Run` and :func:`.run_all`; without ``n_steps`` for an environment that has no default
     """
     task = env_id.split(":")[-1]
     kwargs = {**DIVERGENCE_TASKS.get(task, {}), **kwargs}
@@ -55,13 +54,14 @@ def divergence(
         raise ValueError(f"{env_id} has no default settings, those that have are {list(DIVERGENCE_TASKS)}: give n_steps")
     of_task = kwargs.pop("actor_losses", ("adjoint", "pathwise"))
     variants: dict[str, Any] = {f"reverse-{name}": dict(actor_loss=name) for name in actor_losses or of_task}
-    measure = partial(least_share, env_id) if task in ("MultiGoal-v0", "TurningDoubleWell-v0") else None
-    return compare({**variants, "forward": dict(divergence="forward")}, env_id, folder=folder, measure=measure, **kwargs)
+    measure = f"{__name__}:least_share" if task in ("MultiGoal-v0", "TurningDoubleWell-v0") else None
+    runs = variants_of({**variants, "forward": dict(divergence="forward")}, env_id, measure=measure, **kwargs)
+    return run_all(runs, path, n_jobs if n_jobs > 1 else None)
 
 
-def divergence_table(runs: Runs) -> str:
+def divergence_table(results: pd.DataFrame) -> str:
     """
-    :param runs: output of :func:`divergence`
+    :param results: output of :func:`divergence`
     :return: Markdown table of what each seed ended with: returns of deterministic and of sampled actions, CPU seconds, and
         the share of the rarest mode where it is known
     """
@@ -72,11 +72,11 @@ def divergence_table(runs: Runs) -> str:
         "share of the rarest mode": ("least_share", ".2f"),
     }
     rows = []
-    for name, of_name in runs.items():
-        last = of_name[0]["points"][-1]
-        row = {"divergence": name, "steps": f"{int(last['step']):,}"}
+    for name, of_name in results.groupby("name", sort=False):
+        last = of_name[of_name["step"] == of_name["step"].max()]
+        row = {"divergence": name, "steps": f"{of_name['step'].max():,}"}
         for title, (key, form) in columns.items():
-            if key in last:
-                row[title] = ", ".join(f"{end:{form}}" for end in values(of_name, key)[:, -1])
+            if key in last and last[key].notna().all():
+                row[title] = ", ".join(f"{end:{form}}" for end in last[key])
         rows.append(row)
     return markdown(rows)
