@@ -8,6 +8,7 @@ Example::
 """
 
 import argparse
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from sb3_diffusion.analysis.sweep import add_cost, at_cost
 # SimbaV2 repository. A return of 0 is a score of 0
 REFERENCE = {"HalfCheetah-v5": 8112, "Hopper-v5": 2764, "Walker2d-v5": 3914, "Ant-v5": 2299, "Humanoid-v5": 2603}
 REPETITIONS = 2000
+# rliable passes a keyword that arch is going to drop
+warnings.filterwarnings("ignore", category=FutureWarning, module="arch")
 
 
 def cell(values: pd.Series, n_seeds: int, form: str = ".0f") -> str:

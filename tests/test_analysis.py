@@ -1,6 +1,5 @@
 """The analyses against numbers that are known: exact marginals, policies whose modes are known, runs that are not repeated."""
 
-import json
 import math
 
 import gymnasium as gym
@@ -34,10 +33,10 @@ from sb3_diffusion.analysis import (
 )
 from sb3_diffusion.analysis.__main__ import parse_args
 from sb3_diffusion.analysis.bound import cell_volume, fit_control, make_grid, measure_gap, peaks_log_prob
-from sb3_diffusion.analysis.evaluation import stored_result
 from sb3_diffusion.analysis.mixture import AnnealTemperature
 from sb3_diffusion.analysis.modes import get_chain_policy
-from sb3_diffusion.analysis.sweep import seconds_per_step
+from sb3_diffusion.analysis.results import read_details
+from sb3_diffusion.analysis.sweep import seconds_per_step, variants_of
 from sb3_diffusion.common.chain import gaussian_log_prob
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
@@ -221,52 +220,43 @@ def test_pictures_of_one_dimension_and_of_a_gaussian():
 def test_k_sweep_runs_once_and_writes(tmp_path, monkeypatch):
     kwargs = dict(learning_starts=10, batch_size=8, policy_kwargs=dict(net_arch=[8]), chain_kwargs=dict(actor_loss="pathwise"))
     arguments = dict(diffusion_steps=(2,), seeds=(0,), eval_every=15, eval_episodes=1, **kwargs)
-    monkeypatch.setattr(
-        sb3_diffusion.analysis.sweep, "seconds_per_step", lambda *_, **__: {"sac": 1.0, "diffsac-pathwise_K2": 2.0}
-    )
-    runs = k_sweep("Pendulum-v1", 30, tmp_path, **arguments)
-    assert set(runs) == {"sac", "diffsac-pathwise_K2"}
-    assert [point["step"] for point in runs["sac"][0]["points"]] == [15, 30]
-    path = tmp_path / "Pendulum-v1" / "diffsac-pathwise_K2_seed0.json"
-    assert json.loads(path.read_text())["settings"]["diffusion_steps"] == 2
-    monkeypatch.setattr(sb3_diffusion.analysis.sweep, "_make_model", lambda *args: pytest.fail("trained again"))
-    monkeypatch.setattr(sb3_diffusion.analysis.sweep, "seconds_per_step", lambda *_, **__: pytest.fail("measured again"))
-    again = k_sweep("Pendulum-v1", 30, tmp_path, **arguments)
-    assert again == {name: json.loads(json.dumps(of_name)) for name, of_name in runs.items()}
+    path = tmp_path / "sweep.csv"
+    monkeypatch.setattr(sb3_diffusion.analysis.sweep, "seconds_per_step", lambda _: {"sac": 1.0, "diffsac-pathwise_K2": 2.0})
+    results = k_sweep("Pendulum-v1", 30, path, **arguments)
+    assert results[["name", "step", "seconds"]].to_numpy().tolist() == [
+        ["sac", 15, 5.0],
+        ["sac", 30, 20.0],
+        ["diffsac-pathwise_K2", 15, 10.0],
+        ["diffsac-pathwise_K2", 30, 40.0],
+    ]
+    assert read_details(path)["Pendulum-v1 diffsac-pathwise_K2 0"]["run"]["settings"]["diffusion_steps"] == 2
+    monkeypatch.setattr(sb3_diffusion.analysis.sweep, "seconds_per_step", lambda _: pytest.fail("measured again"))
+    assert k_sweep("Pendulum-v1", 30, path, **arguments).equals(results)
     with pytest.raises(ValueError, match="other settings: steps=30, not 45"):
-        k_sweep("Pendulum-v1", 45, tmp_path, **arguments)
-    with pytest.raises(ValueError, match=r"other settings: gamma=None, not 0\.5"):
-        k_sweep("Pendulum-v1", 30, tmp_path, gamma=0.5, **arguments)
-    with pytest.raises(ValueError, match="eval_episodes=1, not 2"):
-        k_sweep("Pendulum-v1", 30, tmp_path, **{**arguments, "eval_episodes": 2})
-    with pytest.raises(ValueError, match="n_steps=30 must be a multiple of eval_every=20"):
-        k_sweep("Pendulum-v1", 30, tmp_path, **{**arguments, "eval_every": 20})
-    assert [point["seconds"] for point in runs["diffsac-pathwise_K2"][0]["points"]] == [10, 40]
-    assert k_sweep_table(runs).count("\n") == 3
-    plot_k_sweep(runs, tmp_path / "sweep.png")
+        k_sweep("Pendulum-v1", 45, path, **arguments)
+    assert k_sweep_table(results).count("\n") == 3
+    plot_k_sweep(results, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 0
 
 
 def test_seconds_per_step():
-    variants = {"sac": None, "chain": dict(diffusion_steps=2)}
-    seconds = seconds_per_step(variants, "Pendulum-v1", n_rounds=2, n_steps=5, batch_size=8, policy_kwargs=dict(net_arch=[8]))
-    assert set(seconds) == set(variants) and min(seconds.values()) > 0
+    settings = dict(batch_size=8, policy_kwargs=dict(net_arch=[8]))
+    runs = variants_of({"sac": None, "chain": dict(diffusion_steps=2)}, "Pendulum-v1", 10_000, (0,), **settings)
+    seconds = seconds_per_step(runs, n_rounds=2, n_steps=5)
+    assert list(seconds) == ["sac", "chain"] and min(seconds.values()) > 0
 
 
 def test_divergence(tmp_path):
     settings = dict(n_steps=60, eval_every=30, eval_episodes=1, seeds=(3,), learning_starts=20, batch_size=8, policy_kwargs={})
-    runs = divergence("TurningDoubleWell-v0", tmp_path, **settings)
-    assert {path.stem for path in (tmp_path / "TurningDoubleWell-v0").iterdir()} == {
-        "reverse-adjoint_seed3",
-        "reverse-pathwise_seed3",
-        "forward_seed3",
-    }
-    assert all(0 <= point["least_share"] <= 0.5 for (run,) in runs.values() for point in run["points"])
-    header, *lines = divergence_table(runs).splitlines()
+    results = divergence("TurningDoubleWell-v0", tmp_path / "divergence.csv", **settings)
+    assert results["name"].unique().tolist() == ["reverse-adjoint", "reverse-pathwise", "forward"]
+    assert results["least_share"].between(0, 0.5).all()
+    header, *lines = divergence_table(results).splitlines()
     assert header.endswith("| CPU seconds | share of the rarest mode |") and len(lines) == 4
-    assert "least_share" not in divergence("Pendulum-v1", tmp_path, **settings)["forward"][0]["points"][0]
+    of_pendulum = divergence("Pendulum-v1", tmp_path / "divergence.csv", **settings)
+    assert len(of_pendulum) == 6 and "share" not in divergence_table(of_pendulum)
     with pytest.raises(ValueError, match="has no default settings"):
-        divergence("Pendulum-v1", tmp_path)
+        divergence("Pendulum-v1", tmp_path / "divergence.csv")
 
 
 def test_fit_mixture_ends_at_temperature_one():
@@ -309,10 +299,3 @@ def test_wrong_values_on_the_command_line(command, message, monkeypatch, capsys)
         parse_args()
     assert ended.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_a_result_says_what_it_was_made_with(tmp_path):
-    result = stored_result(tmp_path / "run.json", dict(seed=0), lambda: {"points": []})
-    assert set(result["made_with"]) == {"commit", "versions", "processor"}
-    assert result["made_with"]["versions"]["torch"].startswith("2.")
-    assert stored_result(tmp_path / "run.json", dict(seed=0), lambda: 1 / 0) == result

@@ -174,7 +174,7 @@ def test_commands(words, few_steps, parse_only, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_a_wrong_command_is_found(parse_only, monkeypatch, capsys):
     for words in (
-        "benchmarks/report.py --colour",
+        "-m benchmarks.report --colour",
         "-m sb3_diffusion.analysis k_sweep --stepz 3",
         "-m rl_zoo3.train --algo no",
     ):

@@ -145,6 +145,7 @@ def train(run: Run, folder: Path, result: dict[str, Any]) -> None:
     :param run: the run
     :param folder: its folder
     :param result: what there is of its result, which is completed
+    :raises RuntimeError: if training has ended before its time
     """
     try:
         model = resume_latest(folder / "checkpoints", make_vec_env(run.env, run.n_envs), device="cpu")
@@ -167,6 +168,8 @@ def train(run: Run, folder: Path, result: dict[str, Any]) -> None:
     callbacks = [evaluation, CheckpointCallback(max(1, run.eval_every // run.n_envs), folder / "checkpoints", keep=1)]
     model.learn(run.steps - model.num_timesteps, callbacks, reset_num_timesteps=False)
     result["points"] = evaluation.points
+    if not is_done(result):
+        raise RuntimeError(f"{run.key} has ended at step {model.num_timesteps} of {run.steps}")
 
 
 def is_done(result: dict[str, Any]) -> bool:
