@@ -24,9 +24,9 @@ import gymnasium as gym
 import numpy as np
 import onnxruntime
 import torch as th
-from speed import Rows, Task, cpu_time, in_turn, print_table
 from stable_baselines3 import SAC
 
+from benchmarks.speed import Rows, Task, cpu_time, in_turn, print_table
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.analysis.results import write_json
 from sb3_diffusion.deployment import export_onnx, export_program, export_torchscript

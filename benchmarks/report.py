@@ -143,7 +143,9 @@ def interquartile_means(scores: dict[str, np.ndarray]) -> tuple[dict[str, np.nda
     from rliable import library, metrics
 
     def means(array: np.ndarray) -> np.ndarray:
-        return np.array([metrics.aggregate_iqm(column) for column in np.moveaxis(array, -1, 0)])
+        # What is not there must not be among the quarters that are cut off
+        columns = np.moveaxis(array, -1, 0)
+        return np.array([metrics.aggregate_iqm(column) if np.isfinite(column).all() else np.nan for column in columns])
 
     np.random.seed(0)  # rliable draws from this one, whatever it is given
     return library.get_interval_estimates(scores, means, reps=REPETITIONS)

@@ -86,7 +86,7 @@ def test_a_machine_of_a_ray_cluster_is_lost(tmp_path):
     path, lengths = tmp_path / "campaign.csv", dict(steps=600, eval_every=50)
     runs = [make_run(seed, measure="tests.test_runner:name_node", **lengths) for seed in range(2)]
     memory = dict(object_store_memory=80_000_000)
-    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, **memory))
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False, **memory))
     killed = []
 
     def kill():

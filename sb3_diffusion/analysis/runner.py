@@ -116,14 +116,13 @@ def resolve(value: Any) -> Any:
 
 def execute(run: Run, work: str | Path) -> dict[str, Any]:
     """
-    Train from the beginning or from the last checkpoint, and measure the learning curve.
+    Train with one thread, from the beginning or from the last checkpoint, and measure the learning curve.
 
     :param run: the run
     :param work: folder where runs keep what they need to go on; another process that has this run is waited for
     :return: ``run``, ``made_with``, ``resumed_at`` (the steps where it went on after an interruption) and ``points``
     :raises ValueError: if the folder has the run with other settings
     """
-    th.set_num_threads(1)
     pkgutil.resolve_name(run.algorithm)  # its module may have what a checkpoint of another module's class needs
     folder = Path(work) / run.key
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +134,12 @@ def execute(run: Run, work: str | Path) -> dict[str, Any]:
             result = {"run": run.as_json(), "made_with": provenance(), "resumed_at": [], "points": []}
             write_json(folder / RESULT, result)
         if not is_done(result):
-            train(run, folder, result)
+            threads = th.get_num_threads()
+            th.set_num_threads(1)
+            try:
+                train(run, folder, result)
+            finally:
+                th.set_num_threads(threads)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
 
@@ -214,7 +218,7 @@ def missing(runs: list[Run], path: str | Path) -> list[Run]:
     done, details = set(keys(read_results(path))), read_details(path)
     for run in runs:
         if run.key in done:
-            check_same(run, details[run.key]["run"], Path(path))
+            check_same(run, details.get(run.key, {"run": {}})["run"], Path(path))
     return [run for run in runs if run.key not in done]
 
 
@@ -294,7 +298,7 @@ def in_processes(runs: list[Run], work: Path, jobs: int | None) -> Iterator[Outc
         while waiting or active:
             while waiting and len(active) < jobs:
                 run = waiting.popleft()
-                process = context.Process(target=execute, args=(run, work))
+                process = context.Process(target=execute, args=(run, work), daemon=True)
                 process.start()
                 active[process.sentinel] = run, process
             for sentinel in multiprocessing.connection.wait(list(active)):
@@ -325,7 +329,7 @@ def on_ray(runs: list[Run], work: Path, jobs: int | None, address: str) -> Itera
     ray.init(address, num_cpus=jobs if address == "local" else None)
     try:
         # A process for each run, so that none sees what another has left
-        task = ray.remote(num_cpus=1, max_calls=1, max_retries=-1)(execute)
+        task = ray.remote(num_cpus=1, max_calls=1, max_retries=10)(execute)
         waiting = {task.remote(run, work): run for run in runs}
         while waiting:
             (reference,), _ = ray.wait(list(waiting))
@@ -333,6 +337,6 @@ def on_ray(runs: list[Run], work: Path, jobs: int | None, address: str) -> Itera
             try:
                 yield run, ray.get(reference), ""
             except ray.exceptions.RayError as error:
-                yield run, None, str(error)
+                yield run, None, str(error).strip().splitlines()[-1]
     finally:
         ray.shutdown()

@@ -147,9 +147,9 @@ def at_cost(curve: pd.DataFrame, budget: float, key: str = "return") -> float:
     :param curve: rows of one run, see :func:`add_cost`
     :param budget: CPU seconds
     :param key: column
-    :return: its value after so many, between two evaluations by interpolation; NaN if the run is shorter
+    :return: its value after so many, between two evaluations by interpolation; NaN before the first and after the last
     """
-    return float(np.interp(budget, curve["seconds"], curve[key], right=np.nan))
+    return float(np.interp(budget, curve["seconds"], curve[key], left=np.nan, right=np.nan))
 
 
 def k_sweep_table(results: pd.DataFrame) -> str:
