@@ -53,7 +53,7 @@ def make_run(variant: str, env: str, seed: int, width: int, steps: int, eval_eve
     :return: the run
     """
     settings: dict[str, Any] = dict(SHARED)
-    policy_kwargs: dict[str, Any] = {"net_arch": [width, width]}
+    policy_kwargs: dict[str, Any] = {"net_arch": [width, width], "kernel": "reference", "actor_batch_norm": False}
     for part in variant.split("+"):
         settings |= VARIANTS[part]
         policy_kwargs |= VARIANTS[part].get("policy_kwargs", {})

@@ -64,6 +64,9 @@ class CriticRule:
     has_target: ClassVar[bool] = True
     # Of Adam, unless the user gives others
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    # Of the actor, unless the user says: what was best with these critics, see docs/diffcrossq.md
+    kernel: ClassVar[str] = "reference"
+    actor_batch_norm: ClassVar[bool] = False
 
     def make_network(self, **kwargs: Any) -> BaseModel:
         """
@@ -203,6 +206,8 @@ class CrossQRule(CriticRule):
     network_class = BatchRenormCritic
     has_target = False
     betas = (0.5, 0.999)
+    kernel = "posterior"
+    actor_batch_norm = True
 
     def __init__(self, batch_norm_momentum: float = 0.01, batch_norm_eps: float = 0.001, renorm_warmup_steps: int = 100_000):
         check_share("batch_norm_momentum", batch_norm_momentum)

@@ -16,6 +16,7 @@ from stable_baselines3.common.torch_layers import (
     CombinedExtractor,
     FlattenExtractor,
     NatureCNN,
+    get_actor_critic_arch,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import SACPolicy
@@ -430,8 +431,10 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
     :param encode_once: run the encoder once per chain and a small head per step; if False, one network of the widths
         ``net_arch["pi"]`` runs at every step
     :param denoiser_activation_fn: activation of the head
-    :param actor_batch_norm: whether a batch renormalisation stands before each layer of the encoder, as in CrossQ's actor
-    :param kernel: ``"reference"`` or ``"posterior"``, see :class:`DiffusionActor`
+    :param actor_batch_norm: whether a batch renormalisation stands before each layer of the encoder, as in CrossQ's actor; if
+        None, with CrossQ's critics, where there is such an encoder
+    :param kernel: ``"reference"`` or ``"posterior"``, see :class:`DiffusionActor`; if None, the latter with CrossQ's critics and
+        the former with others
     :param compile_chain: compile the loop over the denoising steps with ``torch.compile``, which needs a C++ compiler and
         takes about half a minute at first; for many steps or one observation at a time it pays
     :param critic_type: critics: ``"sac"``, ``"crossq"`` or ``"tqc"``, see :class:`.DiffSAC`. Stock SAC trains ``"sac"`` alone
@@ -476,8 +479,8 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         learn_std: bool = True,
         encode_once: bool = True,
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
-        actor_batch_norm: bool = False,
-        kernel: str = "reference",
+        actor_batch_norm: bool | None = None,
+        kernel: str | None = None,
         compile_chain: bool = False,
         critic_type: str = "sac",
         n_quantiles: int | None = None,
@@ -505,6 +508,11 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
             optimizer_kwargs = dict(fused=True, betas=self.critic_rule.betas)
         if net_arch is None:
             net_arch = [256, 256]
+        if kernel is None:
+            kernel = self.critic_rule.kernel
+        if actor_batch_norm is None:
+            has_encoder = encode_once and len(get_actor_critic_arch(net_arch)[0]) > 0
+            actor_batch_norm = self.critic_rule.actor_batch_norm and has_encoder
         denoiser_arch = get_denoiser_arch(net_arch, critic="qf")
         if isinstance(net_arch, dict) and "denoiser" in net_arch and not encode_once:
             raise ValueError("encode_once=False runs net_arch['pi'] at every step: leave net_arch['denoiser'] out")

@@ -243,8 +243,8 @@ POLICY_KWARGS = table(
     **dict.fromkeys(("log_std_init", "clip_mean"), number()),
     **dict.fromkeys(("use_sde", "use_expln", "full_std", "squash_output", "ortho_init", "normalize_images"), FLAG),
     **dict.fromkeys(("share_features_extractor", "learn_std", "encode_once", "compile_chain", "state_value"), FLAG),
-    actor_batch_norm=FLAG,
-    kernel=TEXT,
+    actor_batch_norm=optional(FLAG),
+    kernel=optional(TEXT),
 )
 
 # Every attribute that a file may set
