@@ -305,6 +305,7 @@ ATTRIBUTES: dict[str, Kind] = dict(
     ent_coef=either(TEXT, SCHEDULE),
     diffusion_steps=whole(1, MAX_DIFFUSION_STEPS),
     prior_std=number(0),
+    finetuned_steps=optional(whole(1, MAX_DIFFUSION_STEPS)),
     denoising_steps_per_update=optional(whole(1, MAX_DIFFUSION_STEPS)),
     gae_lambda_diffusion=optional(number(0, 1)),
     **dict.fromkeys(("batch_size", "n_steps", "n_action_samples"), whole(1, MAX_TRANSITIONS)),

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_diffusion.imitation.data import load_demonstrations, map_obs
 
@@ -64,9 +65,12 @@ def make_demonstration_buffer(model: OffPolicyAlgorithm, n_transitions: int) -> 
     """
     :param model: off-policy algorithm
     :param n_transitions: number of transitions that it is to hold
-    :return: buffer of the class of the model's own, for one environment
+    :return: buffer of the class of the model's own, for one environment; of a ``HerReplayBuffer`` one that keeps the goals as
+        they are
     """
-    assert model.replay_buffer_class is not None
-    return model.replay_buffer_class(
-        max(n_transitions, 1), model.observation_space, model.action_space, device=model.device, **model.replay_buffer_kwargs
-    )
+    buffer_class, kwargs = model.replay_buffer_class, model.replay_buffer_kwargs
+    assert buffer_class is not None
+    if issubclass(buffer_class, HerReplayBuffer):
+        buffer_class, kwargs = DictReplayBuffer, {}
+    size = max(n_transitions, 1)
+    return buffer_class(size, model.observation_space, model.action_space, device=model.device, **kwargs)
