@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -223,7 +224,7 @@ def split_arrays(data: Mapping[str, Any]) -> Iterator[Episode]:
     cut = columns.get("truncations", np.zeros(n_steps)).reshape(n_steps) > 0
     bounds = episode_bounds(arrays.get("episode_lengths"), ended | cut)
     for start, end in pairwise(bounds):
-        part = {name: map_obs(lambda value, s=start, e=end: value[s:e], value) for name, value in columns.items()}
+        part = {name: map_obs(itemgetter(slice(start, end)), value) for name, value in columns.items()}
         terminated = bool(end > start and ended[end - 1] and not cut[end - 1])
         yield Episode(part["observations"], actions[start:end], part.get("rewards"), terminated, part.get("next_observations"))
 

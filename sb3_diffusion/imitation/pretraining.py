@@ -9,7 +9,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback, tqdm
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import configure_logger, obs_as_tensor, update_learning_rate
@@ -83,7 +82,7 @@ def pretrain(
     policy = check_model(model)
     demonstrations = load_demonstrations(data, model.observation_space, model.action_space)
     observations = normalized_observations(model, demonstrations.observations, fit_normalization)
-    obs = obs_as_tensor(observations, model.device)  # type: ignore[arg-type]
+    obs = obs_as_tensor(observations, model.device)
     actions = policy_actions(model, demonstrations.actions)
     training, held_out = split_held_out(demonstrations, held_out_share)
     run = Cloning(policy, obs, actions, training, held_out, ema_decay, denoising_steps_per_update)
@@ -167,9 +166,10 @@ def fit_statistics(vec_normalize: VecNormalize, obs: NumpyObs) -> None:
         return rms
 
     if isinstance(obs, dict):
-        vec_normalize.obs_rms = {key: fitted(obs[key]) for key in vec_normalize.norm_obs_keys}
+        keys = vec_normalize.norm_obs_keys or []
+        vec_normalize.obs_rms = {key: fitted(obs[key]) for key in keys}
     else:
-        vec_normalize.obs_rms = fitted(obs)
+        vec_normalize.obs_rms = fitted(obs)  # type: ignore[assignment]
 
 
 def split_held_out(data: Demonstrations, share: float) -> tuple[th.Tensor, th.Tensor]:
@@ -242,14 +242,14 @@ class Cloning:
         self.training, self.held_out = training.to(actions.device), held_out[:MAX_HELD_OUT].to(actions.device)
         self.n_denoising_steps = n_denoising_steps
         # The critics of an off-policy algorithm are networks of their own
-        self.network: BasePolicy = getattr(policy, "actor", policy)
+        self.network: Any = getattr(policy, "actor", policy)
         self.parameters = [param for param in self.network.parameters() if param.requires_grad]
         self.optimizer = policy.optimizer_class(self.parameters, lr=1.0, **policy.optimizer_kwargs)
         self.averaged = None
         if ema_decay > 0:
             set_batch_renorm_training(self.network, False)
             self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
-            self.averaged.module.set_training_mode(False)
+            self.averaged.module.set_training_mode(False)  # type: ignore[operator]
         self.best: State | None = None
         self.best_loss = math.inf
 
@@ -258,7 +258,7 @@ class Cloning:
         :param index: steps of the data, (B,)
         :return: their observations and actions
         """
-        return map_obs(lambda value: value[index], self.obs), self.actions[index]  # type: ignore[arg-type, return-value]
+        return map_obs(lambda value: value[index], self.obs), self.actions[index]  # type: ignore[arg-type]
 
     def minibatches(self, batch_size: int) -> Iterator[th.Tensor]:
         """

@@ -63,8 +63,9 @@ def record(
             while not ended:
                 seen = obs if vec_normalize is None else vec_normalize.normalize_obs(obs)
                 action, _ = model.predict(seen, deterministic=deterministic)
-                action = action if isinstance(action, np.ndarray) and action.shape else env.action_space.dtype.type(action)
-                obs, _, terminated, truncated, _ = collector.step(action)
+                obs, _, terminated, truncated, _ = collector.step(
+                    env.action_space.dtype.type(action) if np.ndim(action) == 0 else action
+                )  # type: ignore[union-attr]
                 ended = terminated or truncated
         return collector.create_dataset(path.name, algorithm_name=type(model).__name__)
 

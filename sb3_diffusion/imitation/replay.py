@@ -49,15 +49,15 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, data: Any) -> int:
         cut = ~demonstrations.terminations[index] & (ends[index] | (row == n_rows - 1))
         take = lambda values, rows=index: values[rows]  # noqa: E731
         buffer.add(
-            map_obs(take, demonstrations.observations),  # type: ignore[arg-type]
-            map_obs(take, demonstrations.next_observations),  # type: ignore[arg-type]
+            map_obs(take, demonstrations.observations),
+            map_obs(take, demonstrations.next_observations),
             actions[index],
             demonstrations.rewards[index],
             demonstrations.terminations[index] | cut,
             [{"TimeLimit.truncated": bool(is_cut)} for is_cut in cut],
         )
     if apart:
-        model.demonstration_buffer = buffer
+        model.demonstration_buffer = buffer  # type: ignore[attr-defined]
     return n_rows * buffer.n_envs
 
 
