@@ -63,9 +63,8 @@ def record(
             while not ended:
                 seen = obs if vec_normalize is None else vec_normalize.normalize_obs(obs)
                 action, _ = model.predict(seen, deterministic=deterministic)
-                obs, _, terminated, truncated, _ = collector.step(
-                    env.action_space.dtype.type(action) if np.ndim(action) == 0 else action
-                )  # type: ignore[union-attr]
+                # One category is a number to an environment, and an array to the model
+                obs, _, terminated, truncated, _ = collector.step(int(action) if np.ndim(action) == 0 else action)
                 ended = terminated or truncated
         return collector.create_dataset(path.name, algorithm_name=type(model).__name__)
 
