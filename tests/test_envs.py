@@ -10,9 +10,10 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from scipy.integrate import trapezoid
 from stable_baselines3.common.env_checker import check_env
 
-from sb3_diffusion.common.envs import MultiGoalEnv, TurningDoubleWellEnv, TurningGMMEnv
+from sb3_diffusion.common.envs import MultiGoalEnv, ObstacleEnv, TurningDoubleWellEnv, TurningGMMEnv
+from sb3_diffusion.common.envs.obstacle import demonstrate, distance_to_segment, plan_around
 
-IDS = ["MultiGoal-v0", "TurningDoubleWell-v0", "TurningGMM-v0"]
+IDS = ["MultiGoal-v0", "Obstacle-v0", "TurningDoubleWell-v0", "TurningGMM-v0"]
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -89,3 +90,59 @@ def test_gmm():
     env.reset(options=dict(heading=3))
     kernels = np.exp(-0.5 * ((0.3 - env.means[3]) / 0.05) ** 2) / (0.05 * np.sqrt(2 * np.pi))
     assert env.step(np.array([0.3]))[1] == pytest.approx(np.log(kernels.mean()))
+
+
+def test_obstacle():
+    env = ObstacleEnv()
+    starts = np.stack([env.reset(seed=seed)[0] for seed in range(300)])
+    assert starts.mean(axis=0) == pytest.approx([0, -2], abs=0.02) and starts.std(axis=0) == pytest.approx(0.05, rel=0.2)
+
+    def go(start, action, closed=None):
+        env = ObstacleEnv(closed=closed)
+        env.reset(options=dict(position=start))
+        obs, reward, terminated, _, info = env.step(np.array(action))
+        return obs.tolist(), reward, terminated, info["is_success"]
+
+    assert go([0.0, -2.0], [0.5, 0.1]) == (pytest.approx([1.0, -1.8]), 0.0, False, False)
+    assert go([0.0, -2.0], [0.0, 1.0])[1:] == (0.0, True, False)  # through the obstacle, though it ends behind it
+    assert go([2.0, 0.0], [0.5, 0.0])[1:] == (0.0, True, False)  # out of the plane
+    assert go([1.0, 2.0], [-0.5, 0.0])[1:] == (1.0, True, True)
+    assert go([1.8, -0.5], [0.0, 0.5])[2] is False
+    assert go([1.8, -0.5], [0.0, 0.5], closed="right")[1:] == (0.0, True, False)
+    assert go([1.8, -0.5], [0.0, 0.5], closed="left")[2] is False
+    assert go([-1.8, -0.5], [0.0, 0.5], closed="left")[2] is True
+    with pytest.raises(ValueError, match="closed='up': choose 'left', 'right' or None"):
+        ObstacleEnv(closed="up")
+    with pytest.raises(ValueError, match="outside the obstacle"):
+        env.reset(options=dict(position=[0.0, 0.5]))
+    assert gym.make("Obstacle-v0", closed="left").unwrapped.closed == "left"
+
+
+def test_distance_to_segment():
+    assert distance_to_segment(np.zeros(2), np.array([-1.0, 1.0]), np.array([1.0, 1.0])) == pytest.approx(1)
+    assert distance_to_segment(np.zeros(2), np.array([3.0, 4.0]), np.array([6.0, 8.0])) == pytest.approx(5)
+    assert distance_to_segment(np.zeros(2), np.array([3.0, 4.0]), np.array([3.0, 4.0])) == pytest.approx(5)
+
+
+@pytest.mark.parametrize("side, sign", [("left", -1), ("right", 1)])
+def test_planner_keeps_its_side_and_arrives(side, sign):
+    for closed in (None, {"left": "right", "right": "left"}[side]):
+        env = ObstacleEnv(closed=closed)
+        obs, _ = env.reset(seed=0)
+        terminated, n_steps = False, 0
+        while not terminated:
+            obs, _, terminated, _, info = env.step(plan_around(obs, side))
+            n_steps += 1
+        assert info["is_success"] and n_steps <= 5
+        assert min(sign * position[0] for position in env.trail[1:-1]) > 0
+    with pytest.raises(ValueError, match="side='up'"):
+        plan_around(obs, "up")
+
+
+def test_demonstrations_are_two_sided_and_repeatable():
+    data = demonstrate(gym.make("Obstacle-v0"), 40, seed=1)
+    again = demonstrate(gym.make("Obstacle-v0"), 40, seed=1)
+    assert all(np.array_equal(data[key], again[key]) for key in data)
+    assert data["dones"].sum() == 40 and data["rewards"].sum() >= 39
+    firsts = data["actions"][np.concatenate(([True], data["dones"][:-1]))]
+    assert (np.sign(firsts[:, 0]) == np.tile([-1, 1], 20)).all()

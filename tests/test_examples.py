@@ -21,6 +21,11 @@ SHORT = {
     "vec_normalize": ("--steps 150 --folder .", "Return: ", ["model.zip", "vec_normalize.pkl"]),
     "images": ("--steps 120", "Return: ", []),
     "callbacks": ("--steps 200 --every 100 --folder .", "the best model: best_model.zip", ["best_model.zip", "tensorboard"]),
+    "imitation": (
+        "--demonstrations 10 --epochs 2 --steps 1024 --episodes 5 --folder .",
+        "Chain, fine-tuned: ",
+        ["imitation.png"],
+    ),
     "optuna_study": ("--steps 120 --trials 2 --folder .", "Best: ", ["study.db"]),
 }
 

@@ -39,7 +39,7 @@ from sb3_diffusion.common.critics import CRITIC_RULES
 from sb3_diffusion.common.env_checks import CheckedAlgorithm, check_transition, report_dead_workers
 from sb3_diffusion.common.losses import ValueFn, lean_adjoint, mixed_adjoint, returns_along_chain, value_and_gradient
 from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
-from sb3_diffusion.common.replay import sample_transitions
+from sb3_diffusion.common.replay import join_transitions, sample_transitions
 from sb3_diffusion.common.safe_load import SafeAlgorithm
 
 SelfDiffusionOffPolicyAlgorithm = TypeVar("SelfDiffusionOffPolicyAlgorithm", bound="DiffusionOffPolicyAlgorithm")
@@ -105,8 +105,15 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         denoising_steps_per_update: int = 4,
         n_action_samples: int | None = None,
         divergence: str = "reverse",
+        demonstration_share: float = 0.0,
+        demonstration_coef: float = 0.0,
+        critic_warmup_steps: int = 0,
         _init_setup_model: bool = True,
     ):
+        self.demonstration_share = demonstration_share
+        self.demonstration_coef = demonstration_coef
+        self.critic_warmup_steps = critic_warmup_steps
+        self.demonstration_buffer: ReplayBuffer | None = None
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
         self.critic_type = critic_type
@@ -168,7 +175,11 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
             )
         if self.divergence == "forward" and self.n_action_samples == 1:
             raise ValueError("n_action_samples=1: divergence='forward' weighs chains against each other, choose 2 or more")
-        for name in ("gamma", "tau"):
+        check_integer("critic_warmup_steps", self.critic_warmup_steps, least=0)
+        check_at_least("demonstration_coef", self.demonstration_coef, 0.0)
+        if self.demonstration_coef > 0 and self.demonstration_share == 0:
+            raise ValueError(f"demonstration_coef={self.demonstration_coef}: it needs a demonstration_share above 0")
+        for name in ("gamma", "tau", "demonstration_share"):
             check_share(name, getattr(self, name))
         for name in ("policy_delay", "denoising_steps_per_update", "n_action_samples", "target_update_interval"):
             check_integer(name, getattr(self, name))
@@ -250,12 +261,52 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
 
         :param batch_size: number of transitions B
         :return: transitions, the temperature alpha, and whether the actor's turn has come, too
+        :raises ValueError: if a share of them is to be demonstrations, and there are none
         """
         self._n_updates += 1
         assert self.replay_buffer is not None
-        replay_data = sample_transitions(self.replay_buffer, batch_size, self.replay_recency, self._vec_normalize_env)
+        n_demonstrations = self._n_demonstrations(batch_size)
+        replay_data = sample_transitions(
+            self.replay_buffer, batch_size - n_demonstrations, self.replay_recency, self._vec_normalize_env
+        )
+        if n_demonstrations > 0:
+            replay_data = join_transitions(replay_data, self._sample_demonstrations(n_demonstrations))
         ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef.detach()).squeeze()
-        return replay_data, ent_coef, self._n_updates % self.policy_delay == 0
+        update_actor = self._n_updates % self.policy_delay == 0 and self.num_timesteps > self.critic_warmup_steps
+        return replay_data, ent_coef, update_actor
+
+    def _n_demonstrations(self, batch_size: int) -> int:
+        """
+        :param batch_size: number of transitions B
+        :return: how many of them are demonstrations
+        """
+        return round(self.demonstration_share * batch_size)
+
+    def _sample_demonstrations(self, n_transitions: int) -> ReplayBufferSamples:
+        """
+        :param n_transitions: number of transitions
+        :return: demonstrations
+        :raises ValueError: if there are none
+        """
+        if self.demonstration_buffer is None:
+            raise ValueError(
+                f"demonstration_share={self.demonstration_share}: there are no demonstrations. They are not saved with the "
+                "model: call sb3_diffusion.imitation.fill_replay_buffer(model, data) before learn(), also after load()"
+            )
+        return sample_transitions(self.demonstration_buffer, n_transitions, env=self._vec_normalize_env)
+
+    def _demonstration_loss(self, batch_size: int) -> th.Tensor | float:
+        """
+        What holds the actor to the demonstrations (Nair et al., 2018, arXiv 1709.10089), here by their likelihood.
+
+        :param batch_size: number of transitions B of the update
+        :return: minus ``demonstration_coef`` times the bound on their log-likelihood, see :mod:`.likelihood`
+        """
+        if self.demonstration_coef == 0:
+            return 0.0
+        data = self._sample_demonstrations(max(self._n_demonstrations(batch_size), 1))
+        log_likelihood = self.actor.log_likelihood(data.observations, data.actions, self.denoising_steps_per_update)
+        return -self.demonstration_coef * log_likelihood.mean()
 
     def _encode_for_update(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -420,6 +471,9 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
     ) -> None:
         check_transition(reward, new_obs, dones, infos, self.observation_space, self._vec_normalize_env)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "demonstration_buffer"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, saved_pytorch_variables = super()._get_torch_save_params()

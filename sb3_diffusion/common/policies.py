@@ -49,6 +49,8 @@ from sb3_diffusion.common.checks import (
     check_real_actions,
 )
 from sb3_diffusion.common.critics import make_critic_rule
+from sb3_diffusion.common.likelihood import estimate_log_likelihood
+from sb3_diffusion.common.losses import draw_steps
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.score_network import DenoisingNetwork, ScoreNetwork
 from sb3_diffusion.common.wrappers import AugmentedSpace
@@ -198,6 +200,19 @@ class ChainPolicy(ActionScaling):
         check_finite_tensor("latent action", x)
         return th.tanh(x)
 
+    def chain_log_likelihood(self, context: th.Tensor, actions: th.Tensor, n_steps: int | None = None) -> th.Tensor:
+        """
+        A lower bound on the log-likelihood of given actions, estimated from one noising of each, see :mod:`.likelihood`.
+
+        :param context: what the score network needs to know of the observations, (B, W)
+        :param actions: actions in [-1, 1], (B, ...)
+        :param n_steps: denoising steps of each action, drawn at random; all if None
+        :return: bound in nats, with gradients, (B,)
+        """
+        schedule, actions = self.schedule, actions.flatten(1)
+        steps = draw_steps(schedule.diffusion_steps, n_steps or schedule.diffusion_steps, len(actions), actions.device)
+        return estimate_log_likelihood(self.control_fn(context), schedule, actions, steps)
+
 
 class DiffusionActor(ChainPolicy, BasePolicy):
     """
@@ -318,6 +333,15 @@ class DiffusionActor(ChainPolicy, BasePolicy):
         """
         chain = self.sample(self.encode(obs), noise)
         return chain.action, action_log_prob(self.schedule, chain)
+
+    def log_likelihood(self, obs: PyTorchObs, actions: th.Tensor, n_steps: int | None = None) -> th.Tensor:
+        """
+        :param obs: observations
+        :param actions: actions in [-1, 1], (B, ...)
+        :param n_steps: denoising steps of each action, drawn at random; all if None
+        :return: output of :meth:`ChainPolicy.chain_log_likelihood`, (B,)
+        """
+        return self.chain_log_likelihood(self.encode(obs), actions, n_steps)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False, noise: th.Tensor | None = None) -> th.Tensor:
         """
@@ -624,6 +648,15 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
     def n_action_candidates(self, n_candidates: int) -> None:
         check_integer("n_action_candidates", n_candidates)
         self._n_action_candidates = n_candidates
+
+    def log_likelihood(self, obs: PyTorchObs, actions: th.Tensor, n_steps: int | None = None) -> th.Tensor:
+        """
+        :param obs: observations
+        :param actions: actions in [-1, 1], (B, ...)
+        :param n_steps: denoising steps of each action, drawn at random; all if None
+        :return: output of :meth:`ChainPolicy.chain_log_likelihood`, (B,)
+        """
+        return self.actor.log_likelihood(obs, actions, n_steps)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         if self.n_action_candidates == 1:
@@ -941,6 +974,15 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         :raises ValueError: if that has NaN or infinite entries
         """
         return self._encode_features(self.pi_features_extractor(self._preprocess(obs)))
+
+    def log_likelihood(self, obs: PyTorchObs, actions: th.Tensor, n_steps: int | None = None) -> th.Tensor:
+        """
+        :param obs: observations
+        :param actions: actions in [-1, 1], (B, ...)
+        :param n_steps: denoising steps of each action, drawn at random; all if None
+        :return: output of :meth:`ChainPolicy.chain_log_likelihood`, (B,)
+        """
+        return self.chain_log_likelihood(self.encode_for_actor(obs), actions, n_steps)
 
     def evaluate_steps(
         self, contexts: tuple[th.Tensor, th.Tensor], x: th.Tensor, x_prev: th.Tensor, step: Step

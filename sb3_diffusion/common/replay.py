@@ -1,6 +1,9 @@
 """Which transitions of the replay buffer an update sees."""
 
+from typing import Any
+
 import numpy as np
+import torch as th
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
@@ -39,3 +42,18 @@ def sample_transitions(
     if recency == 1 or type(buffer).sample not in UNIFORM:
         return buffer.sample(batch_size, env=env)
     return buffer._get_samples(recent_indices(buffer, batch_size, recency), env=env)
+
+
+def join_transitions(first: ReplayBufferSamples, second: ReplayBufferSamples) -> ReplayBufferSamples:
+    """
+    :param first: transitions
+    :param second: transitions of another buffer of the same class
+    :return: both, the first ones first
+    """
+
+    def join(one: Any, other: Any) -> Any:
+        if isinstance(one, dict):
+            return {key: th.cat((value, other[key])) for key, value in one.items()}
+        return None if one is None else th.cat((one, other))
+
+    return type(first)(*map(join, first, second))

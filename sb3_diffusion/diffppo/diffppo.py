@@ -102,6 +102,9 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         ``clip_range`` at the last; it can be a function of the current progress remaining. If None, all are ``clip_range``.
     :param gamma_diffusion: the advantage of step k is weighted by ``gamma_diffusion ** (k - 1)``, the denoising discount
         of DPPO (arXiv 2409.00588); not a discount of values
+    :param finetuned_steps: train only the last so many denoising steps, as DPPO does from a cloned policy; all if None. The
+        steps share a network, so that the others change a little, too
+    :param critic_warmup_steps: steps of the environment in which only the value function learns
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises AssertionError: for actions that are not a ``Box``
     :raises ValueError: for an argument that is out of range, saying what is allowed
@@ -149,6 +152,8 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         denoising_steps_per_update: int | None = None,
         clip_range_first_step: float | Schedule | None = None,
         gamma_diffusion: float = 1.0,
+        finetuned_steps: int | None = None,
+        critic_warmup_steps: int = 0,
         _init_setup_model: bool = True,
     ):
         self.diffusion_steps = diffusion_steps
@@ -158,6 +163,8 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         self.denoising_steps_per_update = denoising_steps_per_update
         self.clip_range_first_step = clip_range_first_step
         self.gamma_diffusion = gamma_diffusion
+        self.finetuned_steps = finetuned_steps
+        self.critic_warmup_steps = critic_warmup_steps
         super().__init__(
             policy,
             env,
@@ -199,7 +206,7 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         )
         check_no_sde(self.use_sde)
         TemperatureSchedule(self.ent_coef)
-        for name in ("n_steps", "batch_size", "n_epochs", "denoising_steps_per_update"):
+        for name in ("n_steps", "batch_size", "n_epochs", "denoising_steps_per_update", "finetuned_steps"):
             value = getattr(self, name)
             if value is not None:
                 check_integer(name, value)
@@ -211,6 +218,9 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
             value = getattr(self, name)
             if value is not None:
                 check_share(name, value)
+        check_integer("critic_warmup_steps", self.critic_warmup_steps, least=0)
+        if self.finetuned_steps is not None and self.finetuned_steps > self.diffusion_steps:
+            raise ValueError(f"finetuned_steps={self.finetuned_steps}: the chain has diffusion_steps={self.diffusion_steps}")
         if not self.vf_coef >= 0:
             raise ValueError(f"vf_coef={self.vf_coef!r}: it must be at least 0")
         if not issubclass(self.policy_class, DiffusionActorCriticPolicy):
@@ -432,8 +442,9 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
             std = advantages.std() + 1e-8
             advantages = (advantages - advantages.mean()) / std
             kl_coef = kl_coef / std
-        n_drawn = self.denoising_steps_per_update or self.diffusion_steps
-        steps = draw_steps(self.diffusion_steps, n_drawn, advantages.shape[1], advantages.device)  # (M, B)
+        n_trained = self.finetuned_steps or self.diffusion_steps  # the last ones are 1 .. n
+        n_drawn = self.denoising_steps_per_update or n_trained
+        steps = draw_steps(n_trained, n_drawn, advantages.shape[1], advantages.device)  # (M, B)
         values, log_prob, step_kl = self.policy.evaluate_steps(
             self.policy.encode(data.observations), take_steps(data.x, steps), take_steps(data.x, steps - 1), steps
         )
@@ -446,9 +457,9 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
         value_loss = clipped_value_loss(values, old_values, returns, clip_range_vf)
         entropy_loss = step_kl.mean()
-        loss = policy_loss + self.vf_coef * value_loss
-        if self.temperature > 0:
-            loss = loss + kl_coef * entropy_loss
+        actor_loss = policy_loss + kl_coef * entropy_loss if self.temperature > 0 else policy_loss
+        warming_up = self.num_timesteps <= self.critic_warmup_steps
+        loss = self.vf_coef * value_loss + (0.0 if warming_up else actor_loss)
         info.update(
             {
                 "train/policy_gradient_loss": policy_loss,

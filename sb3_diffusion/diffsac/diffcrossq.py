@@ -69,6 +69,9 @@ class DiffCrossQ(DiffSAC):
         denoising_steps_per_update: int = 4,
         n_action_samples: int | None = None,
         divergence: str = "reverse",
+        demonstration_share: float = 0.0,
+        demonstration_coef: float = 0.0,
+        critic_warmup_steps: int = 0,
         _init_setup_model: bool = True,
     ):
         super().__init__(
@@ -109,5 +112,8 @@ class DiffCrossQ(DiffSAC):
             denoising_steps_per_update=denoising_steps_per_update,
             n_action_samples=n_action_samples,
             divergence=divergence,
+            demonstration_share=demonstration_share,
+            demonstration_coef=demonstration_coef,
+            critic_warmup_steps=critic_warmup_steps,
             _init_setup_model=_init_setup_model,
         )

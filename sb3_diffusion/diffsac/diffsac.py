@@ -91,6 +91,11 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
         divergence and eight with the forward one
     :param divergence: what the actor descends: ``"reverse"``, as SAC does, or ``"forward"``, the KL from the Boltzmann
         policy's chain to the policy's, by importance weights; it holds on to several modes, and takes longer
+    :param demonstration_share: share of each batch that is drawn from demonstrations (RLPD, arXiv 2302.02948), which
+        :func:`.fill_replay_buffer` has put into a buffer of their own
+    :param demonstration_coef: weight, in the actor's loss, of the log-likelihood of the demonstrations' actions, in units of
+        the reward a nat; it holds the policy to what it has cloned
+    :param critic_warmup_steps: steps of the environment in which the critics learn and the actor and the temperature do not
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: for an argument that is out of range, saying what is allowed
     """
@@ -176,6 +181,7 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
                 u, rho = control_fn(visits.x, visits.steps)
                 step_gradient, info = self._step_value_gradient(obs, chain, visits, rho, value, gradient, ent_coef)
                 loss = step_loss(schedule, u, rho, visits, step_gradient, ent_coef)
+        loss = loss + self._demonstration_loss(len(chain.x[0]) // self.n_action_samples)
         optimize(self.actor.optimizer, "actor loss", loss, value=value, x_0=chain.x[0], ent_coef=ent_coef)
         info["train/actor_loss"] = (ent_coef * chain.log_ratio.detach().sum(dim=0) - value).mean()
         info.update(self._describe_chain(chain))

@@ -66,6 +66,9 @@ class DiffTQC(DiffSAC):
         denoising_steps_per_update: int = 4,
         n_action_samples: int | None = None,
         divergence: str = "reverse",
+        demonstration_share: float = 0.0,
+        demonstration_coef: float = 0.0,
+        critic_warmup_steps: int = 0,
         _init_setup_model: bool = True,
     ):
         self.top_quantiles_to_drop_per_net = top_quantiles_to_drop_per_net
@@ -108,6 +111,9 @@ class DiffTQC(DiffSAC):
             denoising_steps_per_update,
             n_action_samples,
             divergence,
+            demonstration_share,
+            demonstration_coef,
+            critic_warmup_steps,
             _init_setup_model,
         )
 

@@ -45,6 +45,9 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
     :param kl_coef: initial value of the multipliers of both bounds
     :param kl_coef_learning_rate: learning rate of the logarithms of the multipliers; 0 holds them as they are
     :param target_policy_update_interval: copy the policy to the target policy every so many gradient steps
+    :param demonstration_share: share of each batch that is drawn from demonstrations, see :class:`.DiffSAC`
+    :param demonstration_coef: weight of the demonstrations' log-likelihood in the actor's loss, see :class:`.DiffSAC`
+    :param critic_warmup_steps: steps of the environment in which only the critics learn
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: for an argument that is out of range, saying what is allowed
     """
@@ -102,6 +105,9 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         kl_coef: float = 0.01,
         kl_coef_learning_rate: float = 1e-2,
         target_policy_update_interval: int = 100,
+        demonstration_share: float = 0.0,
+        demonstration_coef: float = 0.0,
+        critic_warmup_steps: int = 0,
         _init_setup_model: bool = True,
     ):
         self.fisher_rescaling = fisher_rescaling
@@ -148,6 +154,9 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
             actor_loss,
             denoising_steps_per_update,
             n_action_samples,
+            demonstration_share=demonstration_share,
+            demonstration_coef=demonstration_coef,
+            critic_warmup_steps=critic_warmup_steps,
             _init_setup_model=_init_setup_model,
         )
 
@@ -196,7 +205,8 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
                 step_gradient, value_info = self._step_value_gradient(obs, chain, visits, rho, value, gradient, ent_coef)
                 loss = wasserstein_loss(self.actor.schedule, u, rho, visits, step_gradient, ent_coef, self.fisher_rescaling)
                 penalty, kl_info = self._update_trust_region(obs, visits, u, rho)
-                optimize(self.actor.optimizer, "actor loss", loss + penalty, q_value_gradient=gradient, u=u, rho=rho)
+                loss = loss + penalty + self._demonstration_loss(batch_size)
+                optimize(self.actor.optimizer, "actor loss", loss, q_value_gradient=gradient, u=u, rho=rho)
                 info["train/actor_loss"] = (ent_coef * chain.log_ratio.sum(dim=0) - value).mean()
                 info.update(value_info, **kl_info, **self._describe_chain(chain))
             self._update_target_critics()

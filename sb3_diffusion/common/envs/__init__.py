@@ -1,11 +1,13 @@
 from gymnasium.envs.registration import register, registry
 
 from sb3_diffusion.common.envs.multi_goal import MultiGoalEnv
+from sb3_diffusion.common.envs.obstacle import ObstacleEnv
 from sb3_diffusion.common.envs.turning import TurningDoubleWellEnv, TurningGMMEnv
 
 # Entry points by id
 ENVIRONMENTS = {
     "MultiGoal-v0": "sb3_diffusion.common.envs.multi_goal:MultiGoalEnv",
+    "Obstacle-v0": "sb3_diffusion.common.envs.obstacle:ObstacleEnv",
     "TurningDoubleWell-v0": "sb3_diffusion.common.envs.turning:TurningDoubleWellEnv",
     "TurningGMM-v0": "sb3_diffusion.common.envs.turning:TurningGMMEnv",
 }
@@ -13,4 +15,4 @@ for _id, _entry_point in ENVIRONMENTS.items():
     if _id not in registry:
         register(_id, _entry_point, max_episode_steps=100)
 
-__all__ = ["ENVIRONMENTS", "MultiGoalEnv", "TurningDoubleWellEnv", "TurningGMMEnv"]
+__all__ = ["ENVIRONMENTS", "MultiGoalEnv", "ObstacleEnv", "TurningDoubleWellEnv", "TurningGMMEnv"]

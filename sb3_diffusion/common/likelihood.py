@@ -1,0 +1,103 @@
+"""
+The likelihood of given actions: the denoising kernels against the noising of the data, in closed form.
+
+A data point ``x_0`` is noised, ``x_k ~ N(sqrt(alpha_bar_k) x_0, (1 - alpha_bar_k) nu^2)``. Given ``x_0`` and ``x_k`` the
+noising process says in closed form where ``x_{k-1}`` is. How well the denoising kernels fit that is a lower bound on the
+log-likelihood of the data (Ho et al., 2020, arXiv 2006.11239).
+"""
+
+import math
+
+import torch as th
+
+from sb3_diffusion.common.chain import ControlFn, at_step, posterior_control, terminal_log_prob
+from sb3_diffusion.common.noise_schedule import NoiseSchedule
+
+# Actions beyond it count as this, since the latent of one on the bound is infinite: artanh(0.999) = 3.8
+ACTION_MAX = 0.999
+
+
+def latent_action(action: th.Tensor) -> th.Tensor:
+    """
+    The inverse of the squash. Actions on the bounds, whose latent would be infinite, are held off them: the change is at most
+    0.0005 of the range between the bounds, and keeps the latents within 3.8.
+
+    :param action: actions in [-1, 1], (..., d)
+    :return: ``x_0 = artanh(a)`` with ``|a|`` at most ``ACTION_MAX``, (..., d)
+    """
+    return th.atanh(action.clamp(-ACTION_MAX, ACTION_MAX))
+
+
+def noise_latent(schedule: NoiseSchedule, x_0: th.Tensor, noise: th.Tensor, step: th.Tensor) -> th.Tensor:
+    """
+    Sample ``x_k`` given ``x_0``.
+
+    :param schedule: noise schedule
+    :param x_0: data, (..., B, d)
+    :param noise: standard normal noise, (..., B, d)
+    :param step: ``k``, (..., B)
+    :return: ``x_k``, (..., B, d)
+    """
+    std = th.sqrt(schedule.noise_variance) * schedule.prior_std
+    return th.addcmul(at_step(schedule.signal, step) * x_0, at_step(std, step), noise)
+
+
+def bridge(schedule: NoiseSchedule, x_0: th.Tensor, x: th.Tensor, step: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    The exact reversal of the noising process given its start, ``pi(x_{k-1} | x_k, x_0)``: the posterior kernel of a belief
+    without width, see :func:`.chain.posterior_control`. At k = 1 its variance is 0.
+
+    :param schedule: noise schedule
+    :param x_0: data, (..., B, d)
+    :param x: ``x_k``, (..., B, d)
+    :param step: ``k``, (..., B)
+    :return: mean and variance of the increment in standard deviations of the reference kernel, (..., B, d) and (..., B, 1)
+    """
+    certain = th.full_like(x, -math.inf)
+    mean, _ = posterior_control(schedule, x_0 / schedule.prior_std, certain, x, step)
+    return mean, at_step(schedule.noise_variance, step - 1) / at_step(schedule.noise_variance, step)
+
+
+def expected_log_ratio(u: th.Tensor, rho: th.Tensor, mean: th.Tensor, variance: th.Tensor) -> th.Tensor:
+    """
+    ``E[log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)]`` over an increment of that mean and variance, as :func:`bridge` gives
+    them. Everything is in units of the reference kernel, so that it does not depend on the schedule.
+
+    :param u: control, (..., d)
+    :param rho: log-ratio of standard deviations, (..., d)
+    :param mean: mean of the increment, (..., d)
+    :param variance: its variance, (..., 1)
+    :return: log-ratio in nats, (...)
+    """
+    missed = ((mean - u) ** 2 + variance) * th.exp(-2 * rho)
+    return (0.5 * (mean**2 + variance - missed) - rho).sum(dim=-1)
+
+
+def log_likelihood(schedule: NoiseSchedule, x_0: th.Tensor, log_ratio: th.Tensor) -> th.Tensor:
+    """
+    ``log N(x_0; 0, nu^2) + sum_k E[log q / r] - sum_i log(1 - tanh(x_0i)^2)``, a lower bound on the log-likelihood of the
+    action ``tanh(x_0)``, in the mean over the noise. With K = 1 and the cosine schedule it is the log-likelihood itself.
+
+    :param schedule: noise schedule
+    :param x_0: data, (B, d)
+    :param log_ratio: :func:`expected_log_ratio` of M steps, each drawn with the same probability, (M, B)
+    :return: bound in nats, (B,)
+    """
+    return terminal_log_prob(schedule, x_0) + log_ratio.mean(dim=0) * schedule.diffusion_steps
+
+
+def estimate_log_likelihood(control_fn: ControlFn, schedule: NoiseSchedule, action: th.Tensor, steps: th.Tensor) -> th.Tensor:
+    """
+    Noise the actions and compare the kernels with the reversal of that noise.
+
+    :param control_fn: control function of B observations
+    :param schedule: noise schedule
+    :param action: actions in [-1, 1], (B, d)
+    :param steps: steps to take of each chain, each with the same probability, (M, B) or (M, 1)
+    :return: estimate of the bound of :func:`log_likelihood` in nats, with gradients, (B,)
+    """
+    x_0 = latent_action(action)
+    steps = steps.expand(-1, len(x_0))
+    x = noise_latent(schedule, x_0, th.randn(*steps.shape, x_0.shape[-1], device=x_0.device), steps)  # (M, B, d)
+    log_ratio = expected_log_ratio(*control_fn(x, steps), *bridge(schedule, x_0.expand_as(x), x, steps))
+    return log_likelihood(schedule, x_0, log_ratio)
