@@ -457,8 +457,8 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
     :param denoiser_activation_fn: activation of the head
     :param actor_batch_norm: whether a batch renormalisation stands before each layer of the encoder, as in CrossQ's actor; if
         None, with CrossQ's critics, where there is such an encoder
-    :param kernel: ``"reference"`` or ``"posterior"``, see :class:`DiffusionActor`; if None, the latter with CrossQ's critics and
-        the former with others
+    :param kernel: ``"reference"`` or ``"posterior"``, see :class:`DiffusionActor`; if None, the latter with CrossQ's critics
+        and the former with others
     :param compile_chain: compile the loop over the denoising steps with ``torch.compile``, which needs a C++ compiler and
         takes about half a minute at first; for many steps or one observation at a time it pays
     :param critic_type: critics: ``"sac"``, ``"crossq"`` or ``"tqc"``, see :class:`.DiffSAC`. Stock SAC trains ``"sac"`` alone

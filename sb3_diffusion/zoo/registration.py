@@ -64,10 +64,9 @@ def patch_module(module: ModuleType) -> None:
 
 def add_environment_aliases() -> None:
     """Let the Zoo, which looks for ids in Gymnasium's registry, find ``sb3_diffusion:MultiGoal-v0`` there, too."""
-    from sb3_diffusion.common.envs import ENVIRONMENTS
-
-    for env_id in ENVIRONMENTS:
-        gym.registry.setdefault(NAMESPACE + env_id, gym.spec(env_id))
+    for env_id, spec in list(gym.registry.items()):
+        if str(spec.entry_point).startswith("sb3_diffusion."):
+            gym.registry.setdefault(NAMESPACE + env_id, spec)
 
 
 def patch_experiment_manager(manager: type) -> None:
