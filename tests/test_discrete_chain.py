@@ -66,7 +66,7 @@ def test_noising_kernel(keep):
 
 @pytest.mark.parametrize("name", NOISE_SCHEDULES)
 def test_reversible(name):
-    """``p(x) pi(y | x) = p(y) r(x | y)`` with the uniform ``p``: the kernel is symmetric, also over dimensions of several sizes."""
+    """``p(x) pi(y | x) = p(y) r(x | y)`` with the uniform ``p``: the kernel is symmetric, over dimensions of any sizes."""
     uniform, schedule, states = make_uniform(COUNTS), NoiseSchedule(4, name), all_states(COUNTS)
     for step in range(1, 5):
         log_kernel = noising_log_prob(uniform, 1 - schedule.beta[step], states)

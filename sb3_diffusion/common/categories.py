@@ -72,7 +72,7 @@ class Categories(NamedTuple):
         :param x: categories, (..., d)
         :return: what the environment's ``step`` gets, (..., *shape)
         """
-        return (x.astype(np.int64) + self.start).astype(self.dtype).reshape(*x.shape[:-1], *self.shape)
+        return (x.astype(np.int64) + self.start).astype(self.dtype).reshape((*x.shape[:-1], *self.shape))[()]
 
 
 def is_discrete(space: spaces.Space) -> bool:

@@ -1,9 +1,9 @@
 """
 The denoising chain of categories: its kernels, samples, densities and the bound on its entropy, as functions of tensors.
 
-Each of ``d`` dimensions has ``n_i`` categories, ``x_K`` is uniform, and with probability ``beta_k`` the noising process draws a
-category anew (D3PM, arXiv 2107.03006, section 3). That kernel is symmetric, so it is reversible with the uniform law, and the
-reference kernel is the same one; the bound of :mod:`.chain` follows with ``-sum_i log n_i`` in the place of the prior's
+Each of ``d`` dimensions has ``n_i`` categories, ``x_K`` is uniform, and with probability ``beta_k`` the noising process draws
+a category anew (D3PM, arXiv 2107.03006, section 3). That kernel is symmetric, so it is reversible with the uniform law, and
+the reference kernel is the same one; the bound of :mod:`.chain` follows with ``-sum_i log n_i`` in the place of the prior's
 log-density.
 
 Notation: ``n`` is the greatest of the ``n_i``, and a dimension with fewer categories has probability 0 at the others.
@@ -84,9 +84,10 @@ def posterior_kernel(
     """
     reference = noising_log_prob(uniform, 1 - at_step(schedule.beta, step), x)
     alpha_bar = at_step(schedule.alpha_bar, step - 1).unsqueeze(-1)
-    # In logarithms, so that what a sharp belief excludes keeps its gradient; log(1 - alpha_bar_0) is minus infinity
-    prior = th.log(1 - alpha_bar) + th.log(uniform.clamp_min(TINY))
-    noised_belief = th.logaddexp(th.log(alpha_bar) + belief, prior)
+    # In logarithms, so that what a sharp belief excludes keeps its gradient
+    prior = th.log(1 - alpha_bar).clamp_min(LOG_ZERO) + th.log(uniform.clamp_min(TINY))
+    kept = th.log(alpha_bar) + belief
+    noised_belief = kept + F.softplus(prior - kept)  # th.logaddexp, which ONNX does not have
     return th.log_softmax(th.where(uniform > 0, reference + noised_belief, LOG_ZERO), dim=-1), reference
 
 
