@@ -80,7 +80,9 @@ def test_stock_ppo(name, flatten):
     obs = env.observation_space.sample()
     if flatten:
         obs = env.reset(seed=0)[0]
-    assert env.action_space.contains(np.asarray(model.predict(obs)[0]) if env.action_space.shape else int(model.predict(obs)[0]))
+    assert env.action_space.contains(
+        np.asarray(model.predict(obs)[0]) if env.action_space.shape else int(model.predict(obs)[0])
+    )
     venv = VecDiffusionMDPWrapper(DummyVecEnv([lambda: Bits(SPACES[name])] * 2), 2, flatten=flatten)
     PPO(DiffusionActorCriticPolicy, venv, **SMALL).learn(16)
 

@@ -107,13 +107,21 @@ class ChainPolicy(ActionScaling):
 
     @property
     def inference_steps(self) -> int:
-        """Denoising steps of :meth:`act` and ``predict``; training always uses ``diffusion_steps``."""
+        """
+        Denoising steps of :meth:`act` and ``predict``; training always uses ``diffusion_steps``. With the posterior kernel,
+        and so with categories, they may be more.
+        """
         return self.inference_schedule.diffusion_steps
 
     @inference_steps.setter
     def inference_steps(self, n_steps: int) -> None:
-        trained = n_steps == self.schedule.diffusion_steps
-        self.inference_schedule = self.schedule if trained else self.schedule.respaced(n_steps)
+        trained = self.schedule
+        if n_steps == trained.diffusion_steps:
+            self.inference_schedule = trained
+        elif self.score_network.kernel == "posterior" and n_steps > trained.diffusion_steps:
+            self.inference_schedule = trained.refined(n_steps)
+        else:
+            self.inference_schedule = trained.respaced(n_steps)
 
     def control_fn(self, context: th.Tensor, schedule: NoiseSchedule | None = None) -> ControlFn:
         """

@@ -19,8 +19,8 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
 )
 
-from sb3_diffusion.common import chain as gaussian
-from sb3_diffusion.common import discrete_chain as discrete
+import sb3_diffusion.common.chain as gaussian
+import sb3_diffusion.common.discrete_chain as discrete
 from sb3_diffusion.common.action_scaling import unscale_action
 from sb3_diffusion.common.categories import Categories, is_discrete, latent_dim
 from sb3_diffusion.common.chain import Chain, ControlFn, Step

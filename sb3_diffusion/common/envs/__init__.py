@@ -1,5 +1,6 @@
 from gymnasium.envs.registration import register, registry
 
+from sb3_diffusion.common.envs.combinatorial import MaxCutEnv, TSPEnv
 from sb3_diffusion.common.envs.multi_goal import MultiGoalEnv
 from sb3_diffusion.common.envs.turning import TurningDoubleWellEnv, TurningGMMEnv
 
@@ -13,4 +14,13 @@ for _id, _entry_point in ENVIRONMENTS.items():
     if _id not in registry:
         register(_id, _entry_point, max_episode_steps=100)
 
-__all__ = ["ENVIRONMENTS", "MultiGoalEnv", "TurningDoubleWellEnv", "TurningGMMEnv"]
+# Those with discrete actions and one step
+COMBINATORIAL = {
+    "MaxCut-v0": "sb3_diffusion.common.envs.combinatorial:MaxCutEnv",
+    "TSP-v0": "sb3_diffusion.common.envs.combinatorial:TSPEnv",
+}
+for _id, _entry_point in COMBINATORIAL.items():
+    if _id not in registry:
+        register(_id, _entry_point)
+
+__all__ = ["COMBINATORIAL", "ENVIRONMENTS", "MaxCutEnv", "MultiGoalEnv", "TSPEnv", "TurningDoubleWellEnv", "TurningGMMEnv"]
