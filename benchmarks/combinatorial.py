@@ -116,7 +116,7 @@ def sample_values(model: DiffPPO, task: str, observations: list[dict[str, np.nda
     :param n_samples: number of samples of each
     :return: cut or length of each sample, (instances, samples)
     """
-    values = []
+    values: list[Any] = []
     for obs in observations:
         actions, _ = model.predict({key: np.stack([value] * n_samples) for key, value in obs.items()})
         if task == "maxcut":

@@ -38,7 +38,7 @@ LAYERS = [
     {"analysis.bound", "analysis.entropy", "analysis.evaluation", "analysis.representation", "analysis.results"},
     {"analysis.modes", "analysis.runner"},
     {"analysis.sweep"},
-    {"analysis.divergences", "analysis.mixture", "analysis.plots"},
+    {"analysis.divergences", "analysis.maxcut", "analysis.mixture", "analysis.plots"},
     {"analysis.__main__"},
     {"zoo.hyperparams_opt"},
     {"zoo.registration"},

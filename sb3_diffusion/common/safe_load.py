@@ -25,6 +25,7 @@ from sb3_diffusion.common.carried_settings import find_other_settings
 from sb3_diffusion.common.files import write_whole
 from sb3_diffusion.common.plain import (
     ACTIVATIONS,
+    DENOISERS,
     EXTRACTORS,
     FLAT_SPACES,
     NOISES,
@@ -258,6 +259,8 @@ POLICY_KWARGS = table(
     **dict.fromkeys(("share_features_extractor", "learn_std", "encode_once", "compile_chain", "state_value"), FLAG),
     actor_batch_norm=optional(FLAG),
     kernel=optional(TEXT),
+    denoiser_class=optional(one_of(DENOISERS)),
+    denoiser_kwargs=optional(table(width=whole(1, 2**24), n_layers=whole(0, MAX_LAYERS), activation_fn=one_of(ACTIVATIONS))),
 )
 
 # Every attribute that a file may set

@@ -55,7 +55,7 @@ class MaxCutEnv(gym.Env[Observation, np.ndarray]):
         self.n_nodes, self.min_nodes = n_nodes, n_nodes if min_nodes is None else min(min_nodes, n_nodes)
         self.kind, self.edge_share, self.render_mode = kind, edge_share, render_mode
         bound = 1.0 if self.graph is None else float(np.abs(self.graph).max())
-        self.observation_space = spaces.Dict(
+        self.observation_space: Any = spaces.Dict(
             adjacency=spaces.Box(-bound, bound, (n_nodes, n_nodes)), mask=spaces.Box(0.0, 1.0, (n_nodes,))
         )
         self.action_space = spaces.MultiBinary(n_nodes)
@@ -145,7 +145,7 @@ class TSPEnv(gym.Env[Observation, np.ndarray]):
     def __init__(self, n_cities: int = 20, render_mode: str | None = None):
         check_integer("n_cities", n_cities, least=3)
         self.n_cities, self.render_mode = n_cities, render_mode
-        self.observation_space = spaces.Dict(
+        self.observation_space: Any = spaces.Dict(
             adjacency=spaces.Box(0.0, 1.0, (n_cities, n_cities)),
             mask=spaces.Box(0.0, 1.0, (n_cities,)),
             nodes=spaces.Box(0.0, 1.0, (n_cities, 2)),
