@@ -80,8 +80,8 @@ class GraphDenoiser(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.n_outputs))
         with th.no_grad():
             # Near zero the policy starts as the prior
-            self.head[1].weight.mul_(1.0 if self.value else 0.1)  # type: ignore[union-attr, operator]
-            self.head[1].bias.zero_()  # type: ignore[union-attr, operator]
+            self.head[1].weight.mul_(1.0 if self.value else 0.1)  # type: ignore[operator]
+            self.head[1].bias.zero_()  # type: ignore[operator]
         self.register_buffer("time_features", time_features(diffusion_steps), persistent=False)
 
     def encode(self, features: th.Tensor) -> th.Tensor:

@@ -30,7 +30,6 @@ from sb3_diffusion.common.chain import (
     Step,
     action_log_prob,
     at_step,
-    draw_noise,
 )
 from sb3_diffusion.common.checks import (
     check_action_space,
@@ -636,7 +635,7 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         n, actor = self.n_action_candidates, self.actor
         batch_size = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
         if not deterministic:
-            return self.best_candidate(obs, draw_noise(actor.inference_schedule, n * batch_size, actor.action_dim))
+            return self.best_candidate(obs, actor.process.draw_noise(actor.inference_schedule, n * batch_size))
         # The same for every observation, so that an action does not depend on what else is in the batch
         candidates = actor.inference_schedule.std.new_empty(actor.inference_steps + 1, n, actor.action_dim)
         candidates.normal_(generator=th.Generator(device=candidates.device).manual_seed(0))
