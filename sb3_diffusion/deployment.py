@@ -122,9 +122,10 @@ class DeployedPolicy(nn.Module):
             "inference_steps": chain.inference_steps,
             "n_action_candidates": self.n_candidates,
             "action_dim": chain.action_dim,
-            "noise": "uniform" if self.discrete else "normal",
             "observation_normalized": sorted(self.normalizers) if self.is_dict else bool(self.normalizers),
         }
+        if self.discrete:
+            self.metadata["noise"] = "uniform"
         self.eval()  # itself, too: an exporter restores this mode in all that is in it
 
     def _add_normalizers(self, vec_normalize: VecNormalize) -> None:

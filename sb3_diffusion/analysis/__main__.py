@@ -22,7 +22,6 @@ import matplotlib
 matplotlib.use("Agg")
 
 import gymnasium as gym
-import numpy as np
 import torch as th
 
 from sb3_diffusion.analysis.bound import bound_gap, plot_bound_gap
@@ -99,20 +98,6 @@ def environment(text: str) -> str:
     except (gym.error.Error, ImportError) as error:
         raise argparse.ArgumentTypeError(" ".join(str(error).split())) from error
     return text
-
-
-def graph_file(text: str) -> np.ndarray:
-    """
-    :param text: path of a graph in Gset's format
-    :return: its adjacency
-    :raises ArgumentTypeError: if it cannot be read or has nothing to cut
-    """
-    try:
-        adjacency = read_graph(text)
-        check_has_edges(adjacency)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise argparse.ArgumentTypeError(" ".join(str(error).split())) from error
-    return adjacency
 
 
 def print_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -201,8 +186,13 @@ def run_maxcut(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
+    try:
+        graph = read_graph(args.graph)
+        check_has_edges(graph)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise SystemExit(f"maxcut: error: {' '.join(str(error).split())}") from error
     rows, sides = solve_max_cut(
-        args.graph, args.steps, args.diffusion_steps, args.samples, args.seed, progress_bar=True, **args.settings
+        graph, args.steps, args.diffusion_steps, args.samples, args.seed, progress_bar=True, **args.settings
     )
     print_rows(rows)
     if args.out:
@@ -299,7 +289,7 @@ def parse_args() -> argparse.Namespace:
     name, what = "maxcut", "DiffPPO as a solver of the maximum cut of one graph"
     cut = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
     cut.set_defaults(run=run_maxcut)
-    cut.add_argument("graph", type=graph_file, help="file in Gset's format: 'nodes edges', then 'i j weight' for each edge")
+    cut.add_argument("graph", type=Path, help="file in Gset's format: 'nodes edges', then 'i j weight' for each edge")
     cut.add_argument("--steps", type=whole_number(1), default=20_000, help="cuts to try in training")
     cut.add_argument("--diffusion-steps", type=whole_number(1), default=6, help="denoising steps K")
     cut.add_argument("--samples", type=whole_number(1), default=256, help="cuts to draw from the trained policy")
