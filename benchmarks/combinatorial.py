@@ -4,7 +4,8 @@ approximations and the optimum of OR-tools.
 
 Example::
 
-    python benchmarks/combinatorial.py maxcut --size 50 --steps 60000 --seeds 0
+    python benchmarks/combinatorial.py maxcut --size 50 --steps 20480 --seeds 0 1 2 --solver-seconds 0.5
+    python benchmarks/combinatorial.py maxcut --size 50 --figure docs/_static/maxcut.png
 """
 
 import argparse
@@ -154,6 +155,34 @@ def describe(values: np.ndarray, optimum: np.ndarray, larger_is_better: bool) ->
     return dict(mean=float(ratio.mean()), best_of={n: float(best[:, n - 1].mean()) for n in counts})
 
 
+def plot(args: argparse.Namespace) -> None:
+    """
+    Draw the results that are there: the best of some samples against their number, in the mean over the seeds.
+
+    :param args: arguments of the command line
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    curves: dict[tuple[int, int], list[list[float]]] = {}
+    for path in sorted(args.out.glob(f"{args.task}{args.size}_K*_seed*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for n_steps, found in result["trained"].items():
+            key = (result["settings"]["diffusion_steps"], int(n_steps))
+            curves.setdefault(key, []).append(list(found["best_of"].values()))
+        others = result["others"]
+    for (trained, used), values in sorted(curves.items()):
+        label = "PPO's product policy (K = 1)" if trained == 1 else f"K = {trained}, {used} steps at evaluation"
+        counts = 2 ** np.arange(len(values[0]))
+        axes.plot(counts, np.mean(values, axis=0), marker="o", label=f"{label}, {len(values)} seeds")
+    for style, (name, ratio) in zip((":", "--"), others.items(), strict=False):
+        axes.axhline(ratio, color="grey", linestyle=style, label=name)
+    axes.set(xscale="log", xlabel="samples, the best of which counts", ylabel="ratio to the best known")
+    axes.set_xticks(counts, map(str, counts))
+    axes.legend(fontsize="small")
+    figure.savefig(args.figure, dpi=120)
+
+
 def make_model(args: argparse.Namespace, seed: int) -> DiffPPO:
     """
     :param args: arguments of the command line
@@ -180,7 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["maxcut", "tsp"])
     parser.add_argument("--size", type=int, default=50, help="number of nodes")
-    parser.add_argument("--steps", type=int, default=60_000)
+    parser.add_argument("--steps", type=int, default=20_480)
     parser.add_argument("--diffusion-steps", type=int, default=6, help="1 is PPO's product policy")
     parser.add_argument("--ent-coef", default="exp_0.003_0.0001")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -189,7 +218,11 @@ def main() -> None:
     parser.add_argument("--solver-seconds", type=float, default=5.0, help="of OR-tools, for each instance")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--figure", type=Path, help="draw the results that are there, and train nothing")
     args = parser.parse_args()
+    if args.figure:
+        plot(args)
+        return
     instances = held_out(args.task, args.size, args.instances, args.solver_seconds)
     observations, optimum = instances.pop("observations"), np.array(instances["optimum"])
     larger = args.task == "maxcut"
@@ -207,7 +240,7 @@ def main() -> None:
             model.policy.inference_steps = n_steps
             by_steps[n_steps] = describe(sample_values(model, args.task, observations, SAMPLES), optimum, larger)
         result = dict(
-            settings={key: value for key, value in vars(args).items() if key not in ("seeds", "out")},
+            settings={key: value for key, value in vars(args).items() if key not in ("seeds", "out", "figure")},
             seed=seed,
             cpu_seconds=seconds,
             **instances,
