@@ -249,3 +249,12 @@ def test_categories(space):
 def test_categories_of_another_space():
     with pytest.raises(ValueError, match="it has no categories"):
         Categories.of(spaces.Box(-1, 1, (2,)))
+
+
+def test_likeliest_by_the_belief():
+    """``log q - log r`` grows with the belief, whatever ``x_k``, and only categories that exist are taken."""
+    uniform, schedule, x = make_uniform(COUNTS), NoiseSchedule(5), all_states(COUNTS)
+    belief = log_belief(uniform, th.randn(len(x), 3, 4, generator=th.Generator().manual_seed(0)))
+    for step in range(1, 6):
+        log_q, log_r = posterior_kernel(uniform, schedule, belief, x, step)
+        th.testing.assert_close(sample_categories(log_q, None, log_r), belief.argmax(dim=-1).float())

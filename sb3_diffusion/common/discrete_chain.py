@@ -26,7 +26,7 @@ LOG_ZERO = -1e4
 # Below the least probability of a noising kernel
 TINY = 1e-30
 
-# A noise for which the likeliest category is taken, and for x_K the first
+# A noise for which the category likeliest by the belief is taken, and for x_K the first
 LIKELIEST = -1.0
 
 
@@ -111,14 +111,17 @@ def categorical_kl(log_q: th.Tensor, log_r: th.Tensor) -> th.Tensor:
     return (th.exp(log_q) * (log_q - log_r)).sum(dim=(-2, -1))
 
 
-def sample_categories(log_probs: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
+def sample_categories(log_probs: th.Tensor, noise: th.Tensor | None, log_r: th.Tensor | None = None) -> th.Tensor:
     """
     :param log_probs: log-probabilities of all categories, (..., d, n)
     :param noise: uniform noise in [0, 1), (..., d), by which the inverse of the distribution function is taken; where it is
         negative, or None, the likeliest category, the first of several
+    :param log_r: log-probabilities of the reference kernel, (..., d, n). With it the likeliest category is that of the belief,
+        with which ``log q - log r`` grows: the kernel itself keeps to ``x_k`` in all but the surest cases
     :return: categories as float32, (..., d)
     """
-    likeliest = log_probs.argmax(dim=-1)
+    score = log_probs if log_r is None else th.where(log_r > LOG_ZERO / 2, log_probs - log_r, LOG_ZERO)
+    likeliest = score.argmax(dim=-1)
     if noise is None:
         return likeliest.float()
     below = th.exp(log_probs).cumsum(dim=-1)
@@ -152,7 +155,7 @@ def denoise_categories(
     """
     for step in range(schedule.diffusion_steps, 0, -1):
         log_q, log_r = control_fn(x, step)
-        x = sample_categories(log_q, None if noise is None else noise[step - 1])
+        x = sample_categories(log_q, None if noise is None else noise[step - 1], log_r)
         yield x, log_q, log_r
 
 

@@ -188,7 +188,7 @@ class ChainProcess(ABC):
     def env_action(self, x: th.Tensor) -> np.ndarray:
         """
         :param x: ``x_0``, (B, d)
-        :return: what the environments' ``step`` gets, (B, *shape)
+        :return: what the environments' ``step`` gets, ``(B, *shape)``
         """
 
     @abstractmethod
@@ -307,7 +307,8 @@ class CategoricalProcess(ChainProcess):
     """
     Categories, of a ``Discrete``, ``MultiDiscrete`` or ``MultiBinary`` space: :mod:`.discrete_chain`. Noise is uniform in
     [0, 1), and that of the deterministic action is -1: the chain starts at the first category of each dimension and takes the
-    likeliest one at each step. The network gives logits of a belief of ``x_0`` and sees ``x_k`` as ones and zeros.
+    one likeliest by the belief at each step. The network gives logits of a belief of ``x_0``, and sees ``x_k`` as ones and
+    zeros.
 
     :param action_space: the environment's action space
     """
@@ -365,7 +366,7 @@ class CategoricalProcess(ChainProcess):
     def take_step(
         self, schedule: NoiseSchedule, control: Control, x: th.Tensor, noise: th.Tensor | None, step: Step
     ) -> th.Tensor:
-        return discrete.sample_categories(control[0], noise)
+        return discrete.sample_categories(control[0], noise, control[1])
 
     def draw_step_noise(self, x: th.Tensor) -> th.Tensor:
         return th.rand_like(x)
