@@ -4,6 +4,7 @@ import sb3_diffusion_zoo_hook
 from sb3_diffusion.common import envs
 from sb3_diffusion.common.archive import UnsafeModelError
 from sb3_diffusion.common.checkpoints import CheckpointCallback, resume_latest
+from sb3_diffusion.common.graph_denoiser import GraphDenoiser
 from sb3_diffusion.common.policies import DiffusionActorCriticPolicy, DiffusionSACPolicy
 from sb3_diffusion.common.wrappers import DiffusionMDPWrapper, VecDiffusionMDPWrapper
 from sb3_diffusion.diffppo import DiffPPO
@@ -26,6 +27,7 @@ __all__ = [
     "DiffusionActorCriticPolicy",
     "DiffusionMDPWrapper",
     "DiffusionSACPolicy",
+    "GraphDenoiser",
     "UnsafeModelError",
     "VecDiffusionMDPWrapper",
     "__version__",

@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_diffusion.common.action_scaling import unscale_action
+from sb3_diffusion.common.categories import is_discrete
 from sb3_diffusion.common.files import write_whole
 from sb3_diffusion.common.policies import ChainPolicy, DiffusionActorCriticPolicy, DiffusionSACPolicy
 
@@ -108,10 +109,11 @@ class DeployedPolicy(nn.Module):
         noise_shape = (chain.inference_steps + 1, chain.action_dim)
         # One row of the input, without the batch
         self.noise_shape = noise_shape if self.n_candidates == 1 else (self.n_candidates, *noise_shape)
-        box = policy.action_space
-        assert isinstance(box, spaces.Box)
-        self.action_shape = box.shape
-        for name, bound in (("low", box.low), ("high", box.high)):
+        action_space = policy.action_space
+        self.action_shape: tuple[int, ...] = action_space.shape or ()
+        self.discrete = is_discrete(action_space)
+        low, high = (action_space.low, action_space.high) if isinstance(action_space, spaces.Box) else np.zeros((2, 1))
+        for name, bound in (("low", low), ("high", high)):
             # As numpy promotes the policy's float32 and the bounds
             self.register_buffer(name, th.as_tensor(bound.astype(np.result_type(np.float32, bound.dtype))))
         self.metadata: dict[str, Any] = {
@@ -122,6 +124,8 @@ class DeployedPolicy(nn.Module):
             "action_dim": chain.action_dim,
             "observation_normalized": sorted(self.normalizers) if self.is_dict else bool(self.normalizers),
         }
+        if self.discrete:
+            self.metadata["noise"] = "uniform"
         self.eval()  # itself, too: an exporter restores this mode in all that is in it
 
     def _add_normalizers(self, vec_normalize: VecNormalize) -> None:
@@ -140,7 +144,8 @@ class DeployedPolicy(nn.Module):
         """
         :param inputs: raw observations, (B, ...), or one for each key of a ``Dict``, in the order of its space; then
             standard normal noises, (B, K+1, d), with several candidates (B, n, K+1, d), where row ``k`` of K+1 makes ``x_k``.
-            Zeros are the chain of means, the deterministic action
+            Zeros are the chain of means, the deterministic action. Of categories the noises are uniform in [0, 1), and -1
+            everywhere is the deterministic action
         :return: actions as ``predict`` returns them, (B, ...)
         """
         *observations, noise = inputs
@@ -157,7 +162,8 @@ class DeployedPolicy(nn.Module):
             action = self.policy.best_candidate(obs, noise)
         else:
             action = self.policy.actor(obs, noise=noise)
-        return unscale_action(self.low, self.high, action.reshape(-1, *self.action_shape))
+        action = action.reshape(-1, *self.action_shape)
+        return action if self.discrete else unscale_action(self.low, self.high, action)
 
     def example(self, batch_size: int) -> tuple[th.Tensor, ...]:
         """
@@ -171,7 +177,8 @@ class DeployedPolicy(nn.Module):
             # Of unbounded spaces, too, what a network sees
             inputs.append(th.as_tensor(samples.clip(-10, 10) if samples.dtype.kind == "f" else samples))
         generator = th.Generator().manual_seed(0)
-        return (*inputs, th.randn(batch_size, *self.noise_shape, generator=generator))
+        draw = th.rand if self.discrete else th.randn
+        return (*inputs, draw(batch_size, *self.noise_shape, generator=generator))
 
     @property
     def input_names(self) -> list[str]:

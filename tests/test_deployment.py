@@ -131,7 +131,7 @@ def predict_with(model, obs, noise, monkeypatch):
     """``predict`` with these noises in place of its own."""
     draw = lambda *_, **__: th.as_tensor(noise).transpose(0, 1)  # noqa: E731
     with monkeypatch.context() as patch:
-        patch.setattr("sb3_diffusion.common.policies.draw_noise", draw)
+        patch.setattr("sb3_diffusion.common.process.GaussianProcess.draw_noise", draw)
         return model.predict(obs, deterministic=False)[0]
 
 

@@ -367,8 +367,8 @@ def test_going_on_is_as_if_never_saved(tmp_path):
     assert th.equal(*weights)
 
 
-@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiBinary(2), spaces.MultiDiscrete([2, 2])])
-def test_actions_that_are_no_box(space):
+@pytest.mark.parametrize("space", [spaces.Dict(a=spaces.Discrete(3)), spaces.Text(3)])
+def test_other_actions(space):
     class Env(gym.Env):
         observation_space, action_space = spaces.Box(-1, 1, (3,)), space
 

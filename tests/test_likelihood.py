@@ -7,16 +7,20 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 
 from sb3_diffusion.common.chain import kernel_kl, kernel_log_prob, posterior_control, squash_log_det
+from sb3_diffusion.common.discrete_chain import all_states, category_log_prob, exact_marginals, log_belief
 from sb3_diffusion.common.likelihood import (
     ACTION_MAX,
     bridge,
+    estimate_categorical_log_likelihood,
     estimate_log_likelihood,
     expected_log_ratio,
     latent_action,
     noise_latent,
 )
+from sb3_diffusion.common.losses import draw_steps
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.policies import DiffusionActorCriticPolicy, DiffusionSACPolicy
+from tests.test_discrete_chain import make_control_fn, make_uniform
 
 
 def gaussian_belief(schedule, mean, std):
@@ -147,3 +151,36 @@ def test_policies(policy_class, kernel):
     assert th.allclose(log_likelihood, distribution.log_prob(actions), atol=1e-3)
     log_likelihood.sum().backward()
     assert chain_policy.score_network.context_layer.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("diffusion_steps", [1, 3])
+def test_a_product_of_categories_has_its_own_likelihood(diffusion_steps):
+    th.manual_seed(0)
+    counts = [2, 3]
+    uniform = make_uniform(counts)
+    schedule = NoiseSchedule(diffusion_steps)
+    control_fn, logits = make_control_fn(uniform, schedule, constant=True)
+    states = all_states(counts)
+    many = 1 if diffusion_steps == 1 else 4000  # one step has no noise left
+    x_0 = states.repeat(many, 1)
+    bound = estimate_categorical_log_likelihood(control_fn, uniform, schedule, x_0, schedule.all_steps())
+    expected = category_log_prob(log_belief(uniform, logits).expand(len(states), -1, -1), states)
+    th.testing.assert_close(bound.reshape(many, -1).mean(dim=0), expected, rtol=1e-4, atol=1e-5 if many == 1 else 0.05)
+
+
+def test_categories_have_at_least_their_bound():
+    th.manual_seed(0)
+    counts = [2, 3]
+    uniform = make_uniform(counts)
+    schedule = NoiseSchedule(3)
+    control_fn, _ = make_control_fn(uniform, schedule)
+    states = all_states(counts)
+    log_marginals, _ = exact_marginals(control_fn, schedule, states)
+    bounds = {}
+    for n_steps in (3, 1):
+        steps = draw_steps(3, n_steps, 4000 * len(states), uniform.device)
+        bound = estimate_categorical_log_likelihood(control_fn, uniform, schedule, states.repeat(4000, 1), steps)
+        bounds[n_steps] = bound.reshape(4000, -1).mean(dim=0)
+    assert (bounds[3] < log_marginals[0] + 0.05).all()
+    # A single step, drawn at random, has the same mean
+    th.testing.assert_close(bounds[1], bounds[3], rtol=0, atol=0.25)

@@ -242,3 +242,31 @@ def test_a_loss_that_is_not_finite_stops():
         model.actor.score_network.head[-1].weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="pretrain loss is nan"):
         pretrain(model, make_data(), **FAST)
+
+
+def test_categories_that_must_agree():
+    """Half of the demonstrations are all zeros and half all ones, which a product of independent bits cannot say."""
+    th.manual_seed(0)
+
+    class Bits(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (1,))
+        action_space = gym.spaces.MultiBinary(4)
+
+    actions = np.repeat([[0] * 4, [1] * 4], 128, axis=0).astype(np.int8)
+    data = dict(observations=np.zeros((256, 1), dtype=np.float32), actions=actions)
+    model = DiffPPO("MlpPolicy", Bits(), diffusion_steps=10, policy_kwargs=dict(net_arch=[32]), seed=0)
+    pretrain(model, data, epochs=60, batch_size=64, learning_rate=1e-2, ema_decay=0.9, held_out_share=0.0)
+    ones = model.predict(np.zeros((1000, 1), dtype=np.float32))[0].sum(axis=1)
+    assert (ones == 0).mean() > 0.3 and (ones == 4).mean() > 0.3
+    assert np.isin(ones, [0, 4]).mean() > 0.9
+
+
+def test_discrete_actions_have_a_start():
+    class Start(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (1,))
+        action_space = gym.spaces.Discrete(3, start=-1)
+
+    data = dict(observations=np.zeros((64, 1), dtype=np.float32), actions=np.full(64, -1))
+    model = DiffPPO("MlpPolicy", Start(), diffusion_steps=3, policy_kwargs=dict(net_arch=[16]), seed=0)
+    pretrain(model, data, epochs=60, batch_size=64, learning_rate=1e-2, ema_decay=0.0, held_out_share=0.0)
+    assert (model.predict(np.zeros((100, 1), dtype=np.float32))[0] == -1).mean() > 0.9

@@ -331,9 +331,13 @@ def test_bad_arguments(kwargs, message):
         VecDiffusionMDPWrapper(make_vec_env("Pendulum-v1"), **kwargs)
 
 
+class UnboundedActions(gym.Wrapper):
+    action_space = gym.spaces.Box(-np.inf, np.inf, (1,))
+
+
 def test_bad_environments():
     with pytest.raises(ValueError, match="needs a Box with finite bounds"):
-        DiffusionMDPWrapper(gym.make("CartPole-v1"))
+        DiffusionMDPWrapper(UnboundedActions(gym.make("CartPole-v1")))
     with pytest.raises(ValueError, match="wrapped twice"):
         DiffusionMDPWrapper(DiffusionMDPWrapper(pendulum()))
 

@@ -6,6 +6,7 @@ Analyses from the command line::
     python -m sb3_diffusion.analysis mixture
     python -m sb3_diffusion.analysis divergence --jobs 2
     python -m sb3_diffusion.analysis k_sweep --env HalfCheetah-v5 --steps 50000 --diffusion-steps 5 10 20 --jobs 2
+    python -m sb3_diffusion.analysis maxcut GRAPH.txt --steps 20000
 """
 
 import argparse
@@ -25,10 +26,13 @@ import torch as th
 
 from sb3_diffusion.analysis.bound import bound_gap, plot_bound_gap
 from sb3_diffusion.analysis.divergences import DIVERGENCE_TASKS, divergence, divergence_table
+from sb3_diffusion.analysis.maxcut import solve_max_cut
 from sb3_diffusion.analysis.mixture import MIXTURE_STEPS, fit_mixture
 from sb3_diffusion.analysis.representation import ESTIMATORS, TARGETS, representation
 from sb3_diffusion.analysis.results import markdown
 from sb3_diffusion.analysis.sweep import k_sweep, k_sweep_table, plot_k_sweep
+from sb3_diffusion.common.envs.combinatorial import check_has_edges
+from sb3_diffusion.common.envs.graphs import read_graph
 from sb3_diffusion.common.noise_schedule import NOISE_SCHEDULES
 from sb3_diffusion.common.score_network import KERNELS
 
@@ -178,6 +182,23 @@ def run_k_sweep(args: argparse.Namespace) -> None:
         plot_k_sweep(runs, args.figure, args.env)
 
 
+def run_maxcut(args: argparse.Namespace) -> None:
+    """
+    :param args: the command line
+    """
+    try:
+        graph = read_graph(args.graph)
+        check_has_edges(graph)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise SystemExit(f"maxcut: error: {' '.join(str(error).split())}") from error
+    rows, sides = solve_max_cut(
+        graph, args.steps, args.diffusion_steps, args.samples, args.seed, progress_bar=True, **args.settings
+    )
+    print_rows(rows)
+    if args.out:
+        args.out.write_text("\n".join(map(str, sides.tolist())) + "\n", encoding="utf-8")
+
+
 def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """
     :param parser: parser of an analysis that trains and keeps results
@@ -264,6 +285,17 @@ def parse_args() -> argparse.Namespace:
     sweep.add_argument("--chain-settings", type=json_object, default={}, help="those of DiffSAC alone")
     sweep.add_argument("--figure", type=Path, help="where the picture goes")
     add_run_arguments(sweep, "k_sweep.csv")
+
+    name, what = "maxcut", "DiffPPO as a solver of the maximum cut of one graph"
+    cut = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
+    cut.set_defaults(run=run_maxcut)
+    cut.add_argument("graph", type=Path, help="file in Gset's format: 'nodes edges', then 'i j weight' for each edge")
+    cut.add_argument("--steps", type=whole_number(1), default=20_000, help="cuts to try in training")
+    cut.add_argument("--diffusion-steps", type=whole_number(1), default=6, help="denoising steps K")
+    cut.add_argument("--samples", type=whole_number(1), default=256, help="cuts to draw from the trained policy")
+    cut.add_argument("--seed", type=whole_number(0), default=0, help="seed")
+    cut.add_argument("--settings", type=json_object, default={}, help="keyword arguments of DiffPPO, as JSON")
+    cut.add_argument("--out", type=Path, help="where the side of each node of the best cut goes, a line each")
     args = parser.parse_args()
     check_lengths(parser, args)
     return args

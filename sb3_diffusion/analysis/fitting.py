@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 import torch as th
+from gymnasium import spaces
 from torch import nn
 from torch.nn import functional as F
 
 from sb3_diffusion.common.chain import ControlFn
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.policies import ChainPolicy
+from sb3_diffusion.common.process import GaussianProcess
 from sb3_diffusion.common.score_network import ScoreNetwork
 
 
@@ -35,6 +37,7 @@ class FittedChain(ChainPolicy, nn.Module):
     ):
         super().__init__()
         self.compile_chain, self.action_dim, self.n_contexts = False, dim, n_contexts
+        self.process = GaussianProcess(spaces.Box(-1, 1, (dim,)), kernel)
         self.schedule = self.inference_schedule = schedule
         self.score_network = ScoreNetwork(
             n_contexts, dim, schedule.diffusion_steps, list(encoder_arch), list(denoiser_arch), kernel=kernel

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_diffusion.common.categories import flat_action_space, latent_dim
 
 
 class ChainRolloutBufferSamples(NamedTuple):
@@ -98,15 +100,24 @@ class ChainRolloutBuffer(RolloutBuffer):
     step_returns: np.ndarray
     step_samples: np.ndarray
 
-    def __init__(self, *args: Any, diffusion_steps: int = 5, gae_lambda_diffusion: float = 1.0, **kwargs: Any):
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *args: Any,
+        diffusion_steps: int = 5,
+        gae_lambda_diffusion: float = 1.0,
+        **kwargs: Any,
+    ):
         self.diffusion_steps = diffusion_steps
         self.gae_lambda_diffusion = gae_lambda_diffusion
-        super().__init__(*args, **kwargs)
+        super().__init__(buffer_size, observation_space, flat_action_space(action_space), *args, **kwargs)
 
     def reset(self) -> None:
-        self.action_dim = (self.diffusion_steps + 1) * get_action_dim(self.action_space)
+        self.action_dim = (self.diffusion_steps + 1) * latent_dim(self.action_space)
         super().reset()
-        # Latent actions are real numbers whatever the type of the action. As zeros, which take no memory before their use
+        # Latent actions are float32 whatever the type of the action. As zeros, which take no memory before their use
         self.actions = np.zeros(self.actions.shape, dtype=np.float32)
         for name in (*self.STEP_ARRAYS, "step_costs"):
             setattr(self, name, np.zeros((self.buffer_size, self.n_envs, self.diffusion_steps), dtype=np.float32))

@@ -350,11 +350,11 @@ def denoise(
         yield x, increment, rho
 
 
-def draw_first(schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
+def check_noise(schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
     """
     :param schedule: noise schedule
-    :param noise: standard normal noises, (K+1, B, d)
-    :return: ``x_K``, (B, d)
+    :param noise: noises, (K+1, B, d)
+    :return: the same
     :raises ValueError: if the noise has not one row for each of ``x_K .. x_0``
     """
     n_steps = schedule.diffusion_steps
@@ -362,7 +362,17 @@ def draw_first(schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
         raise ValueError(
             f"noise of shape {tuple(noise.shape)}: a chain of {n_steps} steps needs ({n_steps + 1}, batch, action)"
         )
-    return noise[n_steps] * schedule.prior_std
+    return noise
+
+
+def draw_first(schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
+    """
+    :param schedule: noise schedule
+    :param noise: standard normal noises, (K+1, B, d)
+    :return: ``x_K``, (B, d)
+    :raises ValueError: if the noise has not one row for each of ``x_K .. x_0``
+    """
+    return check_noise(schedule, noise)[-1] * schedule.prior_std
 
 
 def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor) -> Chain:
@@ -428,19 +438,26 @@ def path_log_ratio(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
     return gaussian_log_prob(chain.x[0], 0.0, schedule.prior_std) + chain.log_ratio.sum(dim=0)
 
 
-def describe_chain(log_ratio: th.Tensor, x_0: th.Tensor) -> dict[str, th.Tensor]:
+def describe_steps(log_ratio: th.Tensor) -> dict[str, th.Tensor]:
     """
     :param log_ratio: log-ratio of each step's kernel to the reference kernel, in nats, (K, B)
-    :param x_0: ends of the chains, (B, d)
-    :return: what to log: the mean log-ratio of the first, the middle and the last step, which estimates their KL, and of all;
-        and the share of actions beyond 0.99 of the range
+    :return: what to log: the mean log-ratio of the first, the middle and the last step, which estimates their KL, and of all
     """
     step_kl = log_ratio.mean(dim=1)  # (K,)
     n_steps = len(step_kl)
     info = {f"diffusion/kl_step_{step}": step_kl[step - 1] for step in sorted({1, (n_steps + 1) // 2, n_steps})}
     info["diffusion/log_ratio"] = step_kl.sum()
-    info["diffusion/action_saturation"] = (x_0.abs() > math.atanh(0.99)).float().mean()
     return info
+
+
+def describe_chain(log_ratio: th.Tensor, x_0: th.Tensor) -> dict[str, th.Tensor]:
+    """
+    :param log_ratio: log-ratio of each step's kernel to the reference kernel, in nats, (K, B)
+    :param x_0: ends of the chains, (B, d)
+    :return: what to log: :func:`describe_steps`, and the share of actions beyond 0.99 of the range
+    """
+    saturation = (x_0.abs() > math.atanh(0.99)).float().mean()
+    return {**describe_steps(log_ratio), "diffusion/action_saturation": saturation}
 
 
 def path_log_ratio_noising(control_fn: ControlFn, schedule: NoiseSchedule, x: th.Tensor) -> th.Tensor:

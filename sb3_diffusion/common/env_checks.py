@@ -93,12 +93,14 @@ def check_transition(
     :param vec_normalize: normalisation that they have passed through, if any
     :raises ValueError: if a reward is not a number, an observation does not fit its space, or either is NaN or infinite
     """
-    check_reward(reward, (len(infos),))
+    # Some environments have nothing to say in their infos, not even a dict for each
+    n_envs = len(np.asarray(dones))
+    check_reward(reward, (n_envs,))
     if vec_normalize is not None:
         check_finite_array("reward", vec_normalize.get_original_reward())
-    check_observations("observation", new_obs, observation_space, len(infos), vec_normalize)
+    check_observations("observation", new_obs, observation_space, n_envs, vec_normalize)
     check_dtype = vec_normalize is None
-    for done, info in zip(np.asarray(dones), infos, strict=True):
+    for done, info in zip(np.asarray(dones), infos, strict=False):
         last = info.get("terminal_observation") if done else None
         if last is not None:
             check_observation("terminal observation", last, observation_space, (), check_dtype)

@@ -11,6 +11,14 @@ import math
 import torch as th
 
 from sb3_diffusion.common.chain import ControlFn, at_step, posterior_control, terminal_log_prob
+from sb3_diffusion.common.discrete_chain import (
+    LOG_ZERO,
+    noising_log_prob,
+    one_hot,
+    posterior_kernel,
+    sample_categories,
+    uniform_log_prob,
+)
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
 # Actions beyond it count as this, since the latent of one on the bound is infinite: artanh(0.999) = 3.8
@@ -101,3 +109,28 @@ def estimate_log_likelihood(control_fn: ControlFn, schedule: NoiseSchedule, acti
     x = noise_latent(schedule, x_0, th.randn(*steps.shape, x_0.shape[-1], device=x_0.device), steps)  # (M, B, d)
     log_ratio = expected_log_ratio(*control_fn(x, steps), *bridge(schedule, x_0.expand_as(x), x, steps))
     return log_likelihood(schedule, x_0, log_ratio)
+
+
+def estimate_categorical_log_likelihood(
+    control_fn: ControlFn, uniform: th.Tensor, schedule: NoiseSchedule, x_0: th.Tensor, steps: th.Tensor
+) -> th.Tensor:
+    """
+    The same for categories: ``-sum_i log n_i + sum_k E[log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)]``, over ``x_k`` noised
+    from ``x_0`` and the exact reversal of that noise, which is the posterior kernel of a belief that is sure of ``x_0``. With
+    K = 1 and the cosine schedule it is the log-likelihood itself.
+
+    :param control_fn: control function of B observations
+    :param uniform: probabilities of the uniform law, (d, n)
+    :param schedule: noise schedule
+    :param x_0: categories, (B, d)
+    :param steps: steps to take of each chain, each with the same probability, (M, B) or (M, 1)
+    :return: estimate of the bound in nats, with gradients, (B,)
+    """
+    steps = steps.expand(-1, len(x_0))
+    x_0 = x_0.expand(len(steps), -1, -1)  # (M, B, d)
+    x = sample_categories(noising_log_prob(uniform, at_step(schedule.alpha_bar, steps), x_0), th.rand_like(x_0))
+    certain = LOG_ZERO * (1 - one_hot(x_0, uniform.shape[-1]))
+    log_bridge, _ = posterior_kernel(uniform, schedule, certain, x, steps)
+    log_q, log_r = control_fn(x, steps)
+    log_ratio = (th.exp(log_bridge) * (log_q - log_r)).sum(dim=(-2, -1))  # (M, B)
+    return uniform_log_prob(uniform) + log_ratio.mean(dim=0) * schedule.diffusion_steps

@@ -159,3 +159,22 @@ class NoiseSchedule(nn.Module):
         schedule.carried_settings = {}  # type: ignore[assignment]  # no weights were trained on it
         schedule._register(self.steps[kept], beta, th.cat((alpha_bar.new_ones(1), control_scale)))
         return schedule
+
+    def refined(self, n_steps: int) -> "NoiseSchedule":
+        """
+        A schedule of more steps, for inference with a network that says what it believes of ``x_0``: at each step it is asked
+        as at the step of training with the nearest noise level.
+
+        :param n_steps: number of steps of the new schedule, at least K
+        :return: the new schedule
+        :raises ValueError: if ``n_steps`` is out of range
+        """
+        check_integer("inference_steps", n_steps, least=self.diffusion_steps)
+        schedule = NoiseSchedule(n_steps, self.name, self.prior_std).to(self.beta.device)
+        schedule.carried_settings = {}  # type: ignore[assignment]  # no weights were trained on it
+        nearest = (schedule.alpha_bar[1:, None] - self.alpha_bar[1:]).abs().argmin(dim=1) + 1
+        # The first step alone is blind to x_k, if it is in training
+        nearest[:-1].clamp_(max=max(self.visible_steps - {0}, default=1))
+        schedule.steps[1:] = nearest
+        schedule.trained_steps = schedule.steps.tolist()
+        return schedule

@@ -27,6 +27,7 @@ from torch import nn
 
 from sb3_diffusion.common.archive import UnsafeModelError, show
 from sb3_diffusion.common.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
+from sb3_diffusion.common.graph_denoiser import GraphDenoiser
 from sb3_diffusion.common.policies import (
     DiffusionActorCriticCnnPolicy,
     DiffusionActorCriticMultiInputPolicy,
@@ -69,6 +70,7 @@ POLICIES = {
         *(DiffusionActorCriticPolicy, DiffusionActorCriticCnnPolicy, DiffusionActorCriticMultiInputPolicy),
     )
 }
+DENOISERS = {"sb3_diffusion.GraphDenoiser": GraphDenoiser}
 DTYPES = {f"numpy.{name}": getattr(np, name) for name in ("float32", "float64")}
 
 # Everything that may be named, and so can be in a file without running code of the file's choice
@@ -79,6 +81,7 @@ CLASSES: dict[str, type] = {
     **REPLAY_BUFFERS,
     **ROLLOUT_BUFFERS,
     **POLICIES,
+    **DENOISERS,
     **DTYPES,
 }
 CLASS_NAMES = {cls: name for name, cls in CLASSES.items()}

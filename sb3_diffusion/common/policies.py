@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import (
@@ -23,23 +23,13 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from sb3_diffusion.common.action_scaling import ActionScaling
+from sb3_diffusion.common.categories import check_chain_action_space, flat_action_space, is_discrete
 from sb3_diffusion.common.chain import (
     Chain,
     ControlFn,
     Step,
     action_log_prob,
-    apply_increment,
     at_step,
-    denoising_kernel,
-    draw_noise,
-    kernel_kl,
-    kernel_log_prob,
-    posterior_control,
-    respaced_control,
-    sample_chain,
-    sample_increment,
-    sample_latent_action,
-    sample_path,
 )
 from sb3_diffusion.common.checks import (
     check_action_space,
@@ -49,9 +39,10 @@ from sb3_diffusion.common.checks import (
     check_real_actions,
 )
 from sb3_diffusion.common.critics import make_critic_rule
-from sb3_diffusion.common.likelihood import estimate_log_likelihood
+from sb3_diffusion.common.denoisers import make_score_network, make_value_network
 from sb3_diffusion.common.losses import draw_steps
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
+from sb3_diffusion.common.process import ChainProcess, GaussianProcess, make_process
 from sb3_diffusion.common.score_network import DenoisingNetwork, ScoreNetwork
 from sb3_diffusion.common.wrappers import AugmentedSpace
 
@@ -109,19 +100,28 @@ class ChainPolicy(ActionScaling):
 
     compile_chain: bool
     action_dim: int
+    process: ChainProcess
     schedule: NoiseSchedule
     inference_schedule: NoiseSchedule
-    score_network: ScoreNetwork
+    score_network: Any
 
     @property
     def inference_steps(self) -> int:
-        """Denoising steps of :meth:`act` and ``predict``; training always uses ``diffusion_steps``."""
+        """
+        Denoising steps of :meth:`act` and ``predict``; training always uses ``diffusion_steps``. With the posterior kernel,
+        and so with categories, they may be more.
+        """
         return self.inference_schedule.diffusion_steps
 
     @inference_steps.setter
     def inference_steps(self, n_steps: int) -> None:
-        trained = n_steps == self.schedule.diffusion_steps
-        self.inference_schedule = self.schedule if trained else self.schedule.respaced(n_steps)
+        trained = self.schedule
+        if n_steps == trained.diffusion_steps:
+            self.inference_schedule = trained
+        elif self.score_network.kernel == "posterior" and n_steps > trained.diffusion_steps:
+            self.inference_schedule = trained.refined(n_steps)
+        else:
+            self.inference_schedule = trained.respaced(n_steps)
 
     def control_fn(self, context: th.Tensor, schedule: NoiseSchedule | None = None) -> ControlFn:
         """
@@ -129,25 +129,19 @@ class ChainPolicy(ActionScaling):
         :param schedule: the schedule of training, which None is, too, or of inference
         :return: the control function of these observations on that schedule
         """
-        network, trained = self.score_network, self.schedule
-        on = trained if schedule is None else schedule
+        network, process, trained = self.score_network, self.process, self.schedule
         forward_step: Callable[[th.Tensor | None, int], th.Tensor] | None = None
 
-        def output(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
+        def output(x: th.Tensor, step: Step) -> tuple[th.Tensor, ...]:
             nonlocal forward_step
             if not isinstance(step, int):
-                return network.control(context, at_step(trained.visibility, step) * x, step)
+                return network.control(context, at_step(trained.visibility, step) * process.network_input(x), step)
             if forward_step is None:
                 forward_step = network.unroll(context)
-            return network.to_control(forward_step(x if step in trained.visible_steps else None, step))
+            visible = process.network_input(x) if step in trained.visible_steps else None
+            return network.to_control(forward_step(visible, step))
 
-        def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
-            mean, log_std = output(x, on.trained_steps[step] if isinstance(step, int) else step)
-            return posterior_control(on, mean, log_std, x, step)
-
-        if network.kernel == "posterior":
-            return control
-        return output if on is trained else respaced_control(output, on)
+        return process.control_fn(output, trained if schedule is None else schedule, trained)
 
     def run_chain(self, sampler: Callable[..., Any], context: th.Tensor, schedule: NoiseSchedule, *inputs: th.Tensor) -> Any:
         """
@@ -171,47 +165,47 @@ class ChainPolicy(ActionScaling):
         Sample chains on the schedule of training.
 
         :param context: what the score network needs to know of the observations, (B, W)
-        :param noise: standard normal noises, (K+1, B, d); drawn if None
+        :param noise: noises of the process, (K+1, B, d); drawn if None
         :return: the chains
         :raises ValueError: if they end in NaN or infinite latent actions
         """
         if noise is None:
-            noise = draw_noise(self.schedule, len(context), self.action_dim)
-        chain = self.run_chain(sample_chain, context, self.schedule, noise)
+            noise = self.process.draw_noise(self.schedule, len(context))
+        chain = self.run_chain(self.process.sample_chain, context, self.schedule, noise)
         check_finite_tensor("latent action", chain.x[0])
         return chain
 
     def act(self, context: th.Tensor, deterministic: bool = False, noise: th.Tensor | None = None) -> th.Tensor:
         """
         :param context: what the score network needs to know of the observations, (B, W)
-        :param deterministic: start at 0 and follow the kernels' means
-        :param noise: standard normal noises, (inference_steps+1, B, d); drawn if None
-        :return: actions in [-1, 1], (B, d)
+        :param deterministic: start at 0 and follow the kernels' means, or the likeliest categories
+        :param noise: noises of the process, (inference_steps+1, B, d); drawn if None
+        :return: real actions in [-1, 1], (B, d), or the environment's categories, see :meth:`.ChainProcess.to_action`
         :raises ValueError: if they are NaN
         """
-        schedule = self.inference_schedule
+        schedule, process = self.inference_schedule, self.process
         if noise is None and not deterministic:
-            noise = draw_noise(schedule, len(context), self.action_dim)
+            noise = process.draw_noise(schedule, len(context))
         if noise is None:
             start = context.new_zeros(len(context), self.action_dim)
-            x = self.run_chain(sample_latent_action, context, schedule, start)
+            x = self.run_chain(process.sample_latent_action, context, schedule, start)
         else:
-            x = self.run_chain(sample_latent_action, context, schedule, noise[-1] * schedule.prior_std, noise)
+            x = self.run_chain(process.sample_latent_action, context, schedule, process.prior(schedule, noise[-1]), noise)
         check_finite_tensor("latent action", x)
-        return th.tanh(x)
+        return process.to_action(x)
 
     def chain_log_likelihood(self, context: th.Tensor, actions: th.Tensor, n_steps: int | None = None) -> th.Tensor:
         """
         A lower bound on the log-likelihood of given actions, estimated from one noising of each, see :mod:`.likelihood`.
 
         :param context: what the score network needs to know of the observations, (B, W)
-        :param actions: actions in [-1, 1], (B, ...)
+        :param actions: real actions in [-1, 1] or the environment's categories, (B, ...)
         :param n_steps: denoising steps of each action, drawn at random; all if None
         :return: bound in nats, with gradients, (B,)
         """
-        schedule, actions = self.schedule, actions.flatten(1)
+        schedule = self.schedule
         steps = draw_steps(schedule.diffusion_steps, n_steps or schedule.diffusion_steps, len(actions), actions.device)
-        return estimate_log_likelihood(self.control_fn(context), schedule, actions, steps)
+        return self.process.log_likelihood(self.control_fn(context), schedule, actions, steps)
 
 
 class DiffusionActor(ChainPolicy, BasePolicy):
@@ -289,7 +283,8 @@ class DiffusionActor(ChainPolicy, BasePolicy):
                 "actor_batch_norm=True is for the encoder of the observation: it needs encode_once=True and at least one "
                 "layer in net_arch['pi']"
             )
-        self.action_dim = get_action_dim(action_space)
+        self.process = GaussianProcess(action_space, kernel, learn_std)
+        self.action_dim = self.process.action_dim
         self.schedule = NoiseSchedule(diffusion_steps, noise_schedule, prior_std)
         self.inference_schedule = self.schedule
         self.score_network = ScoreNetwork(
@@ -672,7 +667,7 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         n, actor = self.n_action_candidates, self.actor
         batch_size = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
         if not deterministic:
-            return self.best_candidate(obs, draw_noise(actor.inference_schedule, n * batch_size, actor.action_dim))
+            return self.best_candidate(obs, actor.process.draw_noise(actor.inference_schedule, n * batch_size))
         # The same for every observation, so that an action does not depend on what else is in the batch
         candidates = actor.inference_schedule.std.new_empty(actor.inference_steps + 1, n, actor.action_dim)
         candidates.normal_(generator=th.Generator(device=candidates.device).manual_seed(0))
@@ -768,7 +763,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     itself and runs whole chains.
 
     :param observation_space: observation space, plain or augmented
-    :param action_space: action space, a bounded ``Box``
+    :param action_space: action space: a bounded ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary``
     :param lr_schedule: learning rate schedule
     :param net_arch: widths of the hidden layers: a list for the encoders of the policy and of the value function alike, or
         ``dict(pi=[...], vf=[...], denoiser=[...])``, the last being the heads that run at every denoising step. Left out,
@@ -796,20 +791,22 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     :param kernel: ``"reference"`` or ``"posterior"``, see :class:`DiffusionActor`
     :param compile_chain: compile the loop over the denoising steps, see :class:`DiffusionSACPolicy`
     :param state_value: make the value function one of the state alone, as in DPPO (arXiv 2409.00588)
+    :param denoiser_class: network of one's own for the steps of the chain and for their values, in the place of
+        :class:`.DenoisingNetwork`, see :class:`.OwnDenoiser` and :class:`.GraphDenoiser`. It is made with ``features_dim``,
+        ``action_dim``, ``input_dim``, ``output_dim`` and ``diffusion_steps``; ``net_arch`` is then empty if None
+    :param denoiser_kwargs: its other keyword arguments
     :param whole_chain: :meth:`forward` runs all denoising steps; :class:`.DiffPPO` says so
-    :raises ValueError: for gSDE, actions that are not a bounded ``Box``, or a chain that cannot be built or is not the
-        wrapper's
+    :raises ValueError: for gSDE, actions of another space, or a chain that cannot be built or is not the wrapper's
     """
 
     default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
 
-    score_network: ScoreNetwork
-    value_net: DenoisingNetwork  # type: ignore[assignment]
+    value_net: Any
 
     def __init__(
         self,
         observation_space: spaces.Space,
-        action_space: spaces.Box,
+        action_space: spaces.Space,
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.Tanh,
@@ -833,13 +830,18 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         kernel: str = "reference",
         compile_chain: bool = False,
         state_value: bool = False,
+        denoiser_class: type[nn.Module] | None = None,
+        denoiser_kwargs: dict[str, Any] | None = None,
         whole_chain: bool = False,
     ):
         check_no_sde(use_sde)
-        check_action_space(action_space)
+        check_chain_action_space(action_space)
+        self.process = make_process(action_space, kernel, learn_std)
+        if denoiser_class is not None and net_arch is None:
+            net_arch = []
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(eps=1e-5, fused=True)
-        augmented = AugmentedSpace.parse(observation_space, get_action_dim(action_space))
+        augmented = AugmentedSpace.parse(observation_space, self.process.action_dim, is_discrete(action_space))
         self.augmented = augmented
         self.features_space = observation_space if augmented is None else augmented.inner
         if features_extractor_class is None:
@@ -856,11 +858,13 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             kernel=kernel,
             compile_chain=compile_chain,
             state_value=state_value,
+            denoiser_class=denoiser_class,
+            denoiser_kwargs=denoiser_kwargs,
             whole_chain=whole_chain,
         )
         super().__init__(
             observation_space,
-            action_space,
+            flat_action_space(action_space),
             lr_schedule,
             net_arch,
             activation_fn,
@@ -877,6 +881,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             optimizer_class,
             optimizer_kwargs,
         )
+        self.action_space = action_space
         self.compile_chain = compile_chain
         # On the augmented MDP the action is a latent one, which the wrapper squashes
         self._squash_output = augmented is None
@@ -907,7 +912,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         """
         self._build_mlp_extractor()
         chain = self.chain_kwargs
-        self.action_dim = get_action_dim(self.action_space)
+        self.action_dim = self.process.action_dim
         self.schedule = NoiseSchedule(chain["diffusion_steps"], chain["noise_schedule"], chain["prior_std"])
         self.inference_schedule = self.schedule
         heads: dict[str, Any] = dict(
@@ -915,22 +920,16 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             denoiser_arch=get_denoiser_arch(self.net_arch, critic="vf"),
             denoiser_activation_fn=chain["denoiser_activation_fn"],
         )
+        own = dict(denoiser_class=chain["denoiser_class"], denoiser_kwargs=chain["denoiser_kwargs"])
         dims, n_steps = self.mlp_extractor, self.schedule.diffusion_steps
-        # PPO bounds each update by its clip range, and takes few of them: here a smaller control would only learn more slowly
-        self.score_network = ScoreNetwork(
-            dims.latent_dim_pi,
-            self.action_dim,
-            n_steps,
-            learn_std=chain["learn_std"],
-            kernel=chain["kernel"],
-            control_scale=1.0,
-            **heads,
-        )
-        self.value_net = DenoisingNetwork(dims.latent_dim_vf, self.action_dim, 1, n_steps, **heads)
+        self.score_network = make_score_network(self.process, dims.latent_dim_pi, n_steps, **own, **heads)
+        self.value_net = make_value_network(self.process, dims.latent_dim_vf, n_steps, **own, **heads)
         if self.ortho_init:
             extractors = {self.features_extractor, self.pi_features_extractor, self.vf_features_extractor}
-            for module in (*extractors, self.mlp_extractor, self.score_network, self.value_net):
+            networks = () if own["denoiser_class"] else (self.score_network, self.value_net)
+            for module in (*extractors, self.mlp_extractor, *networks):
                 module.apply(partial(self.init_weights, gain=np.sqrt(2)))
+        if self.ortho_init and not own["denoiser_class"]:
             # The policy starts as the prior
             self.init_weights(self.score_network.head[-1], gain=0.01)
             self.init_weights(self.value_net.head[-1], gain=1)
@@ -994,12 +993,12 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         :param step: ``k``, one for each row, (..., B)
         :return: ``V(s, x_k, k)``, ``log q(x_{k-1} | x_k, s)`` and ``KL_k`` to the reference kernel, each (..., B)
         """
-        u, rho = self.control_fn(contexts[0])(x, step)
-        log_prob = kernel_log_prob(self.schedule, u, rho, x, x_prev, step)
-        return self._step_values(contexts[1], x, step), log_prob, kernel_kl(u, rho)
+        control = self.control_fn(contexts[0])(x, step)
+        log_prob = self.process.log_prob(self.schedule, control, x, x_prev, step)
+        return self._step_values(contexts[1], x, step), log_prob, self.process.kl(control)
 
     def _step_values(self, value_context: th.Tensor, x: th.Tensor, step: Step) -> th.Tensor:
-        x = at_step(self.schedule.visibility, step) * x
+        x = at_step(self.schedule.visibility, step) * self.process.network_input(x)
         if self.chain_kwargs["state_value"]:
             x, step = th.zeros_like(x), self.schedule.diffusion_steps
         return self.value_net(value_context, x, step).squeeze(-1)
@@ -1009,7 +1008,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         contexts = self.encode(obs)
         if noise is None:
-            noise = draw_noise(self.schedule, len(contexts[0]), self.action_dim, deterministic)
+            noise = self.process.draw_noise(self.schedule, len(contexts[0]), deterministic)
         chain = self.sample(contexts[0], noise)
         values, log_prob, _ = self.evaluate_steps(contexts, chain.x[1:], chain.x[:-1], self.schedule.all_steps())
         return chain.x, values, log_prob
@@ -1019,13 +1018,13 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         What a rollout needs of :meth:`forward`.
 
         :param obs: observations, without latent action and step
-        :param noise: standard normal noises, (K+1, B, d); drawn if None
+        :param noise: noises of the process, (K+1, B, d); drawn if None
         :return: ``x_0 .. x_K``, (K+1, B, d)
         """
         context = self.encode_for_actor(obs)
         if noise is None:
-            noise = draw_noise(self.schedule, len(context), self.action_dim)
-        x = self.run_chain(sample_path, context, self.schedule, noise)
+            noise = self.process.draw_noise(self.schedule, len(context))
+        x = self.run_chain(self.process.sample_path, context, self.schedule, noise)
         check_finite_tensor("latent action", x[0])
         return x
 
@@ -1047,9 +1046,16 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         self, context: th.Tensor, x: th.Tensor, step: th.Tensor, deterministic: bool, noise: th.Tensor | None
     ) -> th.Tensor:
         if noise is None and not deterministic:
-            noise = th.randn_like(x)
-        increment = sample_increment(*self.control_fn(context)(x, step), noise)
-        return apply_increment(x, increment, at_step(self.schedule.mean_coef, step), at_step(self.schedule.std, step))
+            noise = self.process.draw_step_noise(x)
+        return self.process.take_step(self.schedule, self.control_fn(context)(x, step), x, noise, step)
+
+    def _step_action(self, x_prev: th.Tensor) -> th.Tensor:
+        """
+        :param x_prev: ``x_{k-1}``, (B, d)
+        :return: the same as an action of the augmented MDP, (B, *shape)
+        """
+        action = self.process.to_action(x_prev) if is_discrete(self.action_space) else x_prev
+        return action.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False, noise: th.Tensor | None = None
@@ -1059,8 +1065,8 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         to step ``k``.
 
         :param obs: observations, augmented unless ``whole_chain``
-        :param deterministic: take the kernels' means
-        :param noise: standard normal noise, (B, d), with ``whole_chain`` (K+1, B, d); drawn if None
+        :param deterministic: take the kernels' means, or their likeliest categories
+        :param noise: noise of the process, (B, d), with ``whole_chain`` (K+1, B, d); drawn if None
         :return: ``x_{k-1}`` in the shape of the action, ``V(s, x_k, k)``, (B, 1), and ``log q(x_{k-1} | x_k, s)``, (B,); with
             ``whole_chain`` ``x_0 .. x_K``, (K+1, B, d), and values and log-densities of all steps, each (K, B)
         :raises ValueError: if the observation space is not augmented
@@ -1070,7 +1076,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         contexts, x, step = self._split(obs)
         x_prev = self._sample_step(contexts[0], x, step, deterministic, noise)
         values, log_prob, _ = self.evaluate_steps(contexts, x, x_prev, step)
-        return x_prev.reshape(-1, *self.action_space.shape), values.unsqueeze(-1), log_prob  # type: ignore[misc]
+        return self._step_action(x_prev), values.unsqueeze(-1), log_prob
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
@@ -1080,23 +1086,22 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         :raises ValueError: if the observation space is not augmented
         """
         contexts, x, step = self._split(obs)
-        values, log_prob, step_kl = self.evaluate_steps(contexts, x, actions.reshape(x.shape), step)
+        values, log_prob, step_kl = self.evaluate_steps(contexts, x, self.process.from_step_action(actions), step)
         return values.unsqueeze(-1), log_prob, -step_kl
 
-    def get_distribution(self, obs: PyTorchObs) -> DiagGaussianDistribution:
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """
         :param obs: augmented observations
         :return: the distribution of ``x_{k-1}``
         :raises ValueError: if the observation space is not augmented: the density of a whole chain is unknown
         """
         contexts, x, step = self._split(obs)
-        mean, std = denoising_kernel(self.schedule, *self.control_fn(contexts[0])(x, step), x, step)
-        return DiagGaussianDistribution(self.action_dim).proba_distribution(mean, th.log(std))
+        return self.process.distribution(self.schedule, self.control_fn(contexts[0])(x, step), x, step)
 
     def predict_values(self, obs: PyTorchObs, noise: th.Tensor | None = None) -> th.Tensor:
         """
         :param obs: observations, plain or augmented
-        :param noise: on plain observations the standard normal noise that makes ``x_K``, (B, d); drawn if None
+        :param noise: on plain observations the noise of the process that makes ``x_K``, (B, d); drawn if None
         :return: ``V(s, x_k, k)``, on plain observations that of a fresh ``x_K``, (B, 1)
         """
         if self.augmented is not None:
@@ -1104,8 +1109,8 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         else:
             contexts = self.encode(obs)
             if noise is None:
-                noise = draw_noise(self.schedule, len(contexts[1]), self.action_dim)[-1]
-            x = noise * self.schedule.prior_std
+                noise = self.process.draw_noise(self.schedule, len(contexts[1]))[-1]
+            x = self.process.prior(self.schedule, noise)
             step = self.schedule.steps[-1:].expand(len(x))
         return self._step_values(contexts[1], x, step).unsqueeze(-1)
 
@@ -1113,7 +1118,7 @@ class DiffusionActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         if self.augmented is None:
             return self.act(self.encode_for_actor(observation), deterministic)
         contexts, x, step = self._split(observation)
-        return self._sample_step(contexts[0], x, step, deterministic, noise=None)
+        return self._step_action(self._sample_step(contexts[0], x, step, deterministic, noise=None))
 
 
 def default_features_extractor(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:

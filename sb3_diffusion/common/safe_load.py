@@ -25,6 +25,7 @@ from sb3_diffusion.common.carried_settings import find_other_settings
 from sb3_diffusion.common.files import write_whole
 from sb3_diffusion.common.plain import (
     ACTIVATIONS,
+    DENOISERS,
     EXTRACTORS,
     FLAT_SPACES,
     NOISES,
@@ -72,6 +73,7 @@ MAX_DIFFUSION_STEPS = 10_000
 MAX_LAYERS = 64
 MAX_QUANTILES = 10_000
 MAX_TRANSITIONS = 10**7
+MAX_CATEGORIES = 2**20
 MAX_ENVS = 10**4
 
 # A policy takes as many bytes as its entry, and some on the way
@@ -208,6 +210,18 @@ def is_observation(value: Any) -> bool:
     return all(isinstance(array, np.ndarray) and array.ndim > 0 for array in arrays)
 
 
+def is_small_discrete(value: Any) -> bool:
+    """
+    :param value: anything
+    :return: whether it is a space of categories that a chain can have as its ones and zeros
+    """
+    if type(value) is spaces.MultiBinary:
+        return math.prod(value.shape) <= MAX_CATEGORIES // 2
+    if type(value) is spaces.MultiDiscrete:
+        return 0 < value.nvec.size <= MAX_CATEGORIES and value.nvec.size * int(value.nvec.max()) <= MAX_CATEGORIES
+    return type(value) is spaces.Discrete and int(value.n) <= MAX_CATEGORIES
+
+
 FLAG = instance(bool)
 TEXT = Kind("a text of at most 100 characters", lambda value: isinstance(value, str) and len(value) <= 100)
 SCHEDULE = Kind("a number or a schedule", is_schedule)
@@ -245,13 +259,17 @@ POLICY_KWARGS = table(
     **dict.fromkeys(("share_features_extractor", "learn_std", "encode_once", "compile_chain", "state_value"), FLAG),
     actor_batch_norm=optional(FLAG),
     kernel=optional(TEXT),
+    denoiser_class=optional(one_of(DENOISERS)),
+    denoiser_kwargs=optional(table(width=whole(1, 2**24), n_layers=whole(0, MAX_LAYERS), activation_fn=one_of(ACTIVATIONS))),
 )
 
 # Every attribute that a file may set
 ATTRIBUTES: dict[str, Kind] = dict(
     policy_kwargs=POLICY_KWARGS,
     observation_space=instance(*FLAT_SPACES, spaces.Dict),
-    action_space=instance(spaces.Box),
+    action_space=either(
+        instance(spaces.Box), Kind(f"a discrete space of at most {MAX_CATEGORIES} categories", is_small_discrete)
+    ),
     seed=optional(whole(0, 2**32 - 1)),
     action_noise=optional(instance(*NOISES)),
     learning_rate=SCHEDULE,

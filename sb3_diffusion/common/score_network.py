@@ -163,7 +163,52 @@ class DenoisingNetwork(nn.Module):
         return forward_step
 
 
-class ScoreNetwork(DenoisingNetwork):
+class ControlOutput(nn.Module):
+    """What a network of ``(s, x_k, k)`` for real actions has at its end: bounds, see :class:`ScoreNetwork`."""
+
+    output_factor: th.Tensor
+    output_min: th.Tensor
+    output_max: th.Tensor
+
+    def _bound_output(
+        self, action_dim: int, diffusion_steps: int, learn_std: bool, kernel: str, control_scale: float | None
+    ) -> None:
+        self.learn_std = learn_std
+        check_choice("kernel", kernel, KERNELS)
+        self.kernel = kernel
+        carry_settings(self, kernel=kernel)
+        if control_scale is None:
+            control_scale = 1.0 if kernel == "posterior" else diffusion_steps**-0.5
+        # Of the control and of rho side by side, since at small batches the number of operations is the cost
+        for name, of_control, of_rho in (
+            ("output_factor", control_scale, 1.0),
+            ("output_min", -CONTROL_MAX, LOG_STD_RATIO_MIN),
+            ("output_max", CONTROL_MAX, LOG_STD_RATIO_MAX),
+        ):
+            values = th.tensor([of_control] * action_dim + [of_rho] * action_dim * learn_std)
+            self.register_buffer(name, values, persistent=False)
+
+    def control(self, context: th.Tensor, x: th.Tensor, step: int | th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param context: output of ``encode``, (..., B, W)
+        :param x: ``x_k``, (..., B, d)
+        :param step: ``k``, one for all or one for each row, (..., B)
+        :return: output of :meth:`to_control`
+        """
+        return self.to_control(self(context, x, step))
+
+    def to_control(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param output: output of ``forward``, (..., B, d or 2 d)
+        :return: control ``u``, the shift of the kernel's mean in standard deviations of the reference kernel, and
+            ``rho``, the log-ratio of the two standard deviations, or the mean and the logarithm of the standard deviation
+            of a belief, within their bounds, each (..., B, d)
+        """
+        output = th.clamp(output * self.output_factor, self.output_min, self.output_max)
+        return output.chunk(2, dim=-1) if self.learn_std else (output, th.zeros_like(output))  # type: ignore[return-value]
+
+
+class ScoreNetwork(ControlOutput, DenoisingNetwork):
     """
     The network that defines the denoising kernels.
 
@@ -185,10 +230,6 @@ class ScoreNetwork(DenoisingNetwork):
     :param encoder_batch_norm: whether a batch renormalisation stands before each layer of the encoder, as in CrossQ's actor
         (arXiv 1902.05605)
     """
-
-    output_factor: th.Tensor
-    output_min: th.Tensor
-    output_max: th.Tensor
 
     def __init__(
         self,
@@ -217,36 +258,4 @@ class ScoreNetwork(DenoisingNetwork):
             output_scale=0.1,
             encoder_batch_norm=encoder_batch_norm,
         )
-        self.learn_std = learn_std
-        check_choice("kernel", kernel, KERNELS)
-        self.kernel = kernel
-        carry_settings(self, kernel=kernel)
-        if control_scale is None:
-            control_scale = 1.0 if kernel == "posterior" else diffusion_steps**-0.5
-        # Of the control and of rho side by side, since at small batches the number of operations is the cost
-        for name, of_control, of_rho in (
-            ("output_factor", control_scale, 1.0),
-            ("output_min", -CONTROL_MAX, LOG_STD_RATIO_MIN),
-            ("output_max", CONTROL_MAX, LOG_STD_RATIO_MAX),
-        ):
-            values = th.tensor([of_control] * action_dim + [of_rho] * action_dim * learn_std)
-            self.register_buffer(name, values, persistent=False)
-
-    def control(self, context: th.Tensor, x: th.Tensor, step: int | th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """
-        :param context: output of :meth:`encode`, (..., B, W)
-        :param x: ``x_k``, (..., B, d)
-        :param step: ``k``, one for all or one for each row, (..., B)
-        :return: output of :meth:`to_control`
-        """
-        return self.to_control(self(context, x, step))
-
-    def to_control(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """
-        :param output: output of :meth:`forward`, (..., B, d or 2 d)
-        :return: control ``u``, the shift of the kernel's mean in standard deviations of the reference kernel, and
-            ``rho``, the log-ratio of the two standard deviations, or the mean and the logarithm of the standard deviation
-            of a belief, within their bounds, each (..., B, d)
-        """
-        output = th.clamp(output * self.output_factor, self.output_min, self.output_max)
-        return output.chunk(2, dim=-1) if self.learn_std else (output, th.zeros_like(output))  # type: ignore[return-value]
+        self._bound_output(action_dim, diffusion_steps, learn_std, kernel, control_scale)

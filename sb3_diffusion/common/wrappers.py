@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_diffusion.common.action_scaling import unscale_action
-from sb3_diffusion.common.checks import check_action_space, check_finite_array, check_integer, check_positive
+from sb3_diffusion.common.categories import Categories, check_chain_action_space, flat_action_space, is_discrete, latent_dim
+from sb3_diffusion.common.checks import check_finite_array, check_integer, check_positive
 
 OBSERVATION_KEY, LATENT_KEY, STEP_KEY = "observation", "latent_action", "denoising_step"
 
@@ -45,9 +46,9 @@ class AugmentedMDP:
     Spaces of the augmented MDP, and the maps between them and the environment's.
 
     :param observation_space: the environment's observation space
-    :param action_space: the environment's action space, a bounded ``Box``
+    :param action_space: the environment's action space: a bounded ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary``
     :param diffusion_steps: number of denoising steps K
-    :param prior_std: standard deviation of the prior of ``x_K``
+    :param prior_std: standard deviation of the prior of ``x_K``, where actions are real numbers
     :param flatten: one array in place of a ``Dict``
     :raises ValueError: for other actions, a number that is out of range, or an environment that has the new keys already
     """
@@ -60,24 +61,32 @@ class AugmentedMDP:
         prior_std: float,
         flatten: bool,
     ):
-        check_action_space(action_space)
+        check_chain_action_space(action_space)
         check_integer("diffusion_steps", diffusion_steps, "the number of denoising steps")
         check_positive("prior_std", prior_std, "the standard deviation of the prior")
-        assert isinstance(action_space, spaces.Box)
         self.diffusion_steps = diffusion_steps
         self.prior_std = float(prior_std)
         self.flatten = flatten
         self.env_observation_space, self.env_action_space = observation_space, action_space
-        self.action_dim = int(np.prod(action_space.shape))
-        bound = LATENT_BOUND * self.prior_std
-        self.action_space = spaces.Box(-bound, bound, action_space.shape, dtype=np.float32)
+        self.action_dim = latent_dim(action_space)
+        self.categories: Categories | None = None
+        low, high = np.full((2, self.action_dim), [[-LATENT_BOUND], [LATENT_BOUND]]) * self.prior_std
+        latent_space: spaces.Space = spaces.Box(low[0], high[0], (self.action_dim,), dtype=np.float32)
+        if is_discrete(action_space):
+            # Numbers of categories that count from 0, whatever the action's do
+            self.categories = Categories.of(action_space)
+            low, high = 0 * self.categories.counts, self.categories.counts - 1
+            latent_space = self.categories.flat_space()
+            self.action_space: spaces.Space = flat_action_space(action_space)
+        else:
+            self.action_space = spaces.Box(low[0], high[0], action_space.shape, dtype=np.float32)
         named: dict[str, spaces.Space] = {OBSERVATION_KEY: observation_space}
         if isinstance(observation_space, spaces.Dict):
             named = dict(observation_space)
         if clash := {LATENT_KEY, STEP_KEY} & named.keys():
             raise ValueError(f"the environment's observation has the keys {sorted(clash)} already: is it wrapped twice?")
         added = {
-            LATENT_KEY: spaces.Box(-bound, bound, (self.action_dim,), dtype=np.float32),
+            LATENT_KEY: latent_space,
             # k is between 1 and K. Not a Box, so that VecNormalize asks for norm_obs_keys
             STEP_KEY: spaces.Discrete(diffusion_steps + 1),
         }
@@ -86,9 +95,8 @@ class AugmentedMDP:
             inner = spaces.flatten_space(observation_space)
             if not isinstance(inner, spaces.Box):
                 raise ValueError(f"flatten=True: {observation_space} cannot be flattened, use flatten=False")
-            high = np.full(self.action_dim, bound)
             self.observation_space = FlatAugmentedSpace(
-                np.concatenate((inner.low, -high, [1.0])).astype(np.float32),
+                np.concatenate((inner.low, low, [1.0])).astype(np.float32),
                 np.concatenate((inner.high, high, [diffusion_steps])).astype(np.float32),
             )
 
@@ -98,13 +106,31 @@ class AugmentedMDP:
         :param batch: leading dimensions, if any
         :return: ``x_K`` from the prior, (*batch, d)
         """
+        if self.categories is not None:
+            return rng.integers(0, self.categories.counts, (*batch, self.action_dim))
         return self.clip(rng.normal(0.0, self.prior_std, (*batch, self.action_dim)))
+
+    def latent(self, action: Any) -> np.ndarray:
+        """
+        :param action: actions of the augmented MDP, (..., *shape)
+        :return: ``x_{k-1}`` within the bounds of the space: real numbers (..., *shape), categories (..., d)
+        :raises ValueError: for a category that does not exist
+        """
+        if self.categories is None:
+            return self.clip(action)
+        categories = Categories.of(self.action_space)
+        batch = np.shape(action)[: np.ndim(action) - len(categories.shape)]
+        latent = np.asarray(action).reshape(*batch, self.action_dim) - categories.start
+        if not ((latent >= 0) & (latent < categories.counts)).all() or (latent != latent.astype(np.int64)).any():
+            raise ValueError(f"action {action} is not in {self.action_space}")
+        return latent.astype(np.int64)
 
     def clip(self, latent: np.ndarray) -> np.ndarray:
         """
         :param latent: latent actions
         :return: the same within the bounds of the space, float32
         """
+        assert isinstance(self.action_space, spaces.Box)
         return np.clip(latent, self.action_space.low.min(), self.action_space.high.max()).astype(np.float32)
 
     def observation(self, obs: Any, latent: np.ndarray, step: int) -> NumpyObs:
@@ -138,10 +164,13 @@ class AugmentedMDP:
 
     def env_action(self, latent: np.ndarray) -> np.ndarray:
         """
-        :param latent: ``x_0``, (..., *shape)
-        :return: the squashed action within the environment's bounds, (..., *shape)
+        :param latent: ``x_0``, real numbers (..., *shape), categories (..., d)
+        :return: the environment's action, of real numbers the squashed ones within its bounds, (..., *shape)
         """
         space = self.env_action_space
+        if self.categories is not None:
+            return self.categories.env_action(latent)
+        assert isinstance(space, spaces.Box)
         return unscale_action(space.low, space.high, np.tanh(latent)).astype(space.dtype)
 
 
@@ -159,25 +188,29 @@ class AugmentedSpace(NamedTuple):
     prior_std: float
 
     @staticmethod
-    def parse(space: spaces.Space, action_dim: int) -> "AugmentedSpace | None":
+    def parse(space: spaces.Space, action_dim: int, discrete: bool = False) -> "AugmentedSpace | None":
         """
         :param space: any observation space
         :param action_dim: dimension d of the action
+        :param discrete: whether the actions are categories, whose prior has no standard deviation: 1 stands for it
         :return: what it tells, None if it is not augmented
         """
         if isinstance(space, FlatAugmentedSpace):
             flat = spaces.Box(space.low[: -action_dim - 1], space.high[: -action_dim - 1], dtype=np.float32)
-            return AugmentedSpace(flat, round(float(space.high[-1])), float(space.high[-2]) / LATENT_BOUND)
+            prior_std = 1.0 if discrete else float(space.high[-2]) / LATENT_BOUND
+            return AugmentedSpace(flat, round(float(space.high[-1])), prior_std)
         if isinstance(space, spaces.Dict) and {LATENT_KEY, STEP_KEY} <= space.keys():
             latent, step = space[LATENT_KEY], space[STEP_KEY]
-            if not isinstance(latent, spaces.Box) or not isinstance(step, spaces.Discrete) or latent.shape != (action_dim,):
+            kind = spaces.MultiDiscrete if discrete else spaces.Box
+            if not isinstance(latent, kind) or not isinstance(step, spaces.Discrete) or latent.shape != (action_dim,):
                 raise ValueError(
                     f"observation_space={space}: {LATENT_KEY!r} and {STEP_KEY!r} are not what DiffusionMDPWrapper makes. "
                     "Stack or normalise the observations before it, or leave these two keys out (norm_obs_keys)"
                 )
             named = {key: value for key, value in space.items() if key not in (LATENT_KEY, STEP_KEY)}
             inner = named[OBSERVATION_KEY] if named.keys() == {OBSERVATION_KEY} else spaces.Dict(named)
-            return AugmentedSpace(inner, int(step.n) - 1, float(latent.high[0]) / LATENT_BOUND)
+            prior_std = float(latent.high[0]) / LATENT_BOUND if isinstance(latent, spaces.Box) else 1.0
+            return AugmentedSpace(inner, int(step.n) - 1, prior_std)
         return None
 
     def split(self, obs: PyTorchObs, action_dim: int) -> tuple[PyTorchObs, th.Tensor, th.Tensor]:
@@ -242,7 +275,7 @@ def prior_rng(seed: int | None = None) -> np.random.Generator:
 class DiffusionMDPWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """
     Makes each denoising step a step of the environment. While k > 1 a step returns reward 0 and the same ``s``; at k = 1
-    the environment takes the action ``tanh(x_0)``, rescaled to its bounds.
+    the environment takes the action ``tanh(x_0)``, rescaled to its bounds, or the categories ``x_0``.
 
     The observation is a ``Dict`` of ``observation`` (or the keys of the environment's own ``Dict``), ``latent_action``
     (``x_k``) and ``denoising_step`` (``k``). To normalise outside of this wrapper give ``VecNormalize`` the
@@ -252,9 +285,9 @@ class DiffusionMDPWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
     outside counts denoising steps. The prior's noise has a random number generator of its own, so that the environment's
     random numbers do not depend on K.
 
-    :param env: environment with a bounded ``Box`` of actions
+    :param env: environment with a bounded ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary`` of actions
     :param diffusion_steps: number of denoising steps K
-    :param prior_std: standard deviation of the prior of ``x_K``
+    :param prior_std: standard deviation of the prior of ``x_K``, where actions are real numbers
     :param flatten: one array ``(s, x_k, k)`` in place of the ``Dict``
     :raises ValueError: for other actions, a number that is out of range, or an environment that is wrapped already
     """
@@ -280,7 +313,7 @@ class DiffusionMDPWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     def step(self, action: np.ndarray) -> tuple[NumpyObs, float, bool, bool, dict[str, Any]]:
         """
-        :param action: ``x_{k-1}``, of the shape of the environment's action
+        :param action: ``x_{k-1}``, of the shape of the environment's action; categories of several axes in one row
         :return: observation, reward, terminated, truncated, info
         :raises ValueError: for an action that is NaN or infinite or has another shape
         :raises gymnasium.error.ResetNeeded: before the first ``reset``
@@ -288,7 +321,7 @@ class DiffusionMDPWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if self._step is None:
             raise gym.error.ResetNeeded("Cannot call env.step() before calling env.reset()")
         check_latent(action, self.action_space.shape)
-        latent = self.mdp.clip(action)
+        latent = self.mdp.latent(action)
         self._step -= 1
         if self._step > 0:
             return self.mdp.observation(self._obs, latent.reshape(-1), self._step), 0.0, False, False, {}
@@ -303,9 +336,9 @@ class VecDiffusionMDPWrapper(VecEnvWrapper):
     """
     :class:`DiffusionMDPWrapper` around a ``VecEnv``. All environments are at the same denoising step.
 
-    :param venv: environments with a bounded ``Box`` of actions
+    :param venv: environments with a bounded ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary`` of actions
     :param diffusion_steps: number of denoising steps K
-    :param prior_std: standard deviation of the prior of ``x_K``
+    :param prior_std: standard deviation of the prior of ``x_K``, where actions are real numbers
     :param flatten: one array ``(s, x_k, k)`` in place of the ``Dict``
     :raises ValueError: for other actions, a number that is out of range, or environments that are wrapped already
     """
@@ -332,7 +365,7 @@ class VecDiffusionMDPWrapper(VecEnvWrapper):
 
     def step_async(self, actions: np.ndarray) -> None:
         check_latent(actions, (self.num_envs, *self.action_space.shape))  # type: ignore[misc]
-        self._latents = self.mdp.clip(actions)
+        self._latents = self.mdp.latent(actions)
         if self._step == 1:
             self.venv.step_async(self.mdp.env_action(self._latents))
 

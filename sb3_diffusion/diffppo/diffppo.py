@@ -12,7 +12,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.ppo.ppo import PPO
 
 from sb3_diffusion.common.buffers import ChainRolloutBuffer, ChainRolloutBufferSamples, DictChainRolloutBuffer
-from sb3_diffusion.common.chain import describe_chain, kernel_log_prob, take_steps, terminal_log_prob
+from sb3_diffusion.common.categories import DISCRETE_SPACES
+from sb3_diffusion.common.chain import take_steps
 from sb3_diffusion.common.checks import (
     check_integer,
     check_no_sde,
@@ -106,7 +107,7 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         steps share a network, so that the others change a little, too
     :param critic_warmup_steps: steps of the environment in which only the value function learns
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :raises AssertionError: for actions that are not a ``Box``
+    :raises AssertionError: for actions that are not a ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary``
     :raises ValueError: for an argument that is out of range, saying what is allowed
     """
 
@@ -198,11 +199,12 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         """
         Here and not in the constructor, because ``load`` may change arguments, too.
 
-        :raises AssertionError: for actions that are not a ``Box``
+        :raises AssertionError: for actions of a space that no chain ends in
         :raises ValueError: for an argument that is out of range
         """
-        assert isinstance(self.action_space, spaces.Box), (
-            f"The algorithm only supports {spaces.Box} as action spaces but {self.action_space} was provided"
+        supported = (spaces.Box, *DISCRETE_SPACES)
+        assert isinstance(self.action_space, supported), (
+            f"The algorithm only supports {supported} as action spaces but {self.action_space} was provided"
         )
         check_no_sde(self.use_sde)
         TemperatureSchedule(self.ent_coef)
@@ -301,9 +303,8 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
             with th.no_grad():
                 x, *of_own_forward = self._sample_path(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
                 own_values += of_own_forward
-            squashed = th.tanh(x[0]).cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
             # Callbacks know them by these names
-            actions = clipped_actions = self.policy.unscale_action(squashed)
+            actions = clipped_actions = self.policy.process.env_action(x[0])
             with report_dead_workers(env, callback):
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
             check_transition(rewards, new_obs, dones, infos, self.observation_space, self._vec_normalize_env)  # type: ignore[arg-type]
@@ -355,7 +356,7 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
                 values, log_prob, costs = self.policy.evaluate_steps(
                     self.policy.encode(obs), x[1:], x[:-1], self.policy.schedule.all_steps()
                 )
-                costs[0] += terminal_log_prob(self.policy.schedule, x[0])
+                costs[0] += self.policy.process.terminal_log_prob(self.policy.schedule, x[0])
             rollout_buffer.set_evaluation(steps, values, log_prob, costs)
 
     def _bootstrap_timeouts(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
@@ -476,10 +477,9 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         x = th.as_tensor(buffer.actions, device=self.device).reshape(-1, self.diffusion_steps + 1, self.policy.action_dim)
         x = x.transpose(0, 1)  # (K+1, N, d)
         log_prob = th.as_tensor(buffer.step_log_probs, device=self.device).reshape(-1, self.diffusion_steps).T  # (K, N)
-        # The reference kernel is the one without control
-        zeros, steps = th.zeros_like(x[1:]), schedule.all_steps()
-        info = describe_chain(log_prob - kernel_log_prob(schedule, zeros, zeros, x[1:], x[:-1], steps), x[0])
-        info["diffusion/entropy_bound"] = -(info["diffusion/log_ratio"] + terminal_log_prob(schedule, x[0]).mean())
+        process = self.policy.process
+        info = process.describe(log_prob - process.reference_log_prob(schedule, x[1:], x[:-1], schedule.all_steps()), x[0])
+        info["diffusion/entropy_bound"] = -(info["diffusion/log_ratio"] + process.terminal_log_prob(schedule, x[0]).mean())
         for key, value in info.items():
             self.logger.record(key, value.item())
 
