@@ -2,6 +2,7 @@ from pathlib import Path
 
 import sb3_diffusion_zoo_hook
 from sb3_diffusion.common import envs
+from sb3_diffusion.common.action_chunks import ActionChunkWrapper, VecActionChunkWrapper
 from sb3_diffusion.common.archive import UnsafeModelError
 from sb3_diffusion.common.checkpoints import CheckpointCallback, resume_latest
 from sb3_diffusion.common.graph_denoiser import GraphDenoiser
@@ -18,6 +19,7 @@ __version__ = Path(__file__).with_name("version.txt").read_text(encoding="utf-8"
 sb3_diffusion_zoo_hook.install()
 
 __all__ = [
+    "ActionChunkWrapper",
     "CheckpointCallback",
     "DiffCrossQ",
     "DiffPPO",
@@ -29,6 +31,7 @@ __all__ = [
     "DiffusionSACPolicy",
     "GraphDenoiser",
     "UnsafeModelError",
+    "VecActionChunkWrapper",
     "VecDiffusionMDPWrapper",
     "__version__",
     "envs",
