@@ -42,8 +42,8 @@ class ActionChunks:
 
     def split(self, chunk: Any) -> np.ndarray:
         """
-        :param chunk: a chunk of actions, real numbers (n, *shape), categories (n d,)
-        :return: actions of the environment, (n, *shape)
+        :param chunk: a chunk of actions, real numbers ``(n, *shape)``, categories ``(n * d,)``
+        :return: actions of the environment, ``(n, *shape)``
         :raises ValueError: for another shape, NaN or infinity, or a category that does not exist
         """
         chunk = np.asarray(chunk)
@@ -60,8 +60,8 @@ class ActionChunks:
         """
         The inverse of :meth:`split`, of many chunks.
 
-        :param actions: actions of the environment, (B, n, *shape)
-        :return: chunks, real numbers (B, n, *shape), categories (B, n d)
+        :param actions: actions of the environment, ``(B, n, *shape)``
+        :return: chunks, real numbers ``(B, n, *shape)``, categories ``(B, n * d)``
         """
         if self.categories is None:
             return actions
@@ -104,7 +104,7 @@ class ActionChunkWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """
-        :param action: a chunk of actions, real numbers (n, *shape), categories (n d,)
+        :param action: a chunk of actions, real numbers ``(n, *shape)``, categories ``(n * d,)``
         :return: observation, reward, terminated, truncated, info
         :raises ValueError: for another shape, NaN or infinity, or a category that does not exist
         """

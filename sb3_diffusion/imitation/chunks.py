@@ -14,7 +14,8 @@ def chunk_demonstrations(data: Any, env: ActionChunkWrapper | VecActionChunkWrap
     the end of an episode the last action is repeated, as Chi et al. (2023, arXiv 2303.04137) do. Rewards are those that
     ``env`` gives: discounted within the chunk, and nothing after the end.
 
-    :param data: demonstrations of single actions, see :func:`.load_demonstrations`
+    :param data: demonstrations of single actions, see :func:`.load_demonstrations`. If the model's observations are not those
+        of ``env``, as SB3 transposes images, give what that function returns for the model's
     :param env: environment with chunks of actions, which says how long they are
     :return: as many chunks as there were steps
     :raises ValueError: for what cannot be used, naming the episode
