@@ -389,7 +389,7 @@ def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tenso
     x = draw_first(schedule, noise)
     pieces, log_ratios, end = [x.unsqueeze(0)], [], schedule.diffusion_steps
     steps = denoise(control_fn, schedule, x, noise)
-    # Several steps in one operation, but not all: their small tensors between each other's large ones would scatter the memory
+    # Groups of eight steps save calls. One group of all steps keeps many small tensors alive and fragments the memory
     while group := list(islice(steps, 8)):
         latents, increments, rhos = (th.stack(part[::-1]) for part in zip(*group, strict=True))
         start = end - len(group)
