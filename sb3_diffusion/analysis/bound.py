@@ -123,8 +123,8 @@ def path_space_loss(
         value = log_prob(x_0) - alpha * gaussian_log_prob(x_0, 0.0, schedule.prior_std)
         weights = path_weights(chain, value, alpha, len(value))
     visits = chain.visit(schedule.all_steps())
-    log_prob = kernel_log_prob(schedule, *control_fn(visits.x, visits.steps), visits.x, visits.x_prev, visits.steps)
-    return forward_kl_loss(log_prob, weights, len(weights), schedule.diffusion_steps)
+    step_log_prob = kernel_log_prob(schedule, *control_fn(visits.x, visits.steps), visits.x, visits.x_prev, visits.steps)
+    return forward_kl_loss(step_log_prob, weights, len(weights), schedule.diffusion_steps)
 
 
 def fit_control(
