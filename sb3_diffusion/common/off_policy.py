@@ -296,7 +296,8 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC, ChainAct
         if n_demonstrations > 0:
             replay_data = join_transitions(replay_data, self._sample_demonstrations(n_demonstrations))
         ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef.detach()).squeeze()
-        update_actor = self._n_updates % self.policy_delay == 0 and self.num_timesteps > self.critic_warmup_steps
+        warm = self.critic_warmup_steps == 0 or self.num_timesteps > self.critic_warmup_steps
+        update_actor = warm and self._n_updates % self.policy_delay == 0
         return replay_data, ent_coef, update_actor
 
     def _n_demonstrations(self, batch_size: int) -> int:
