@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_diffusion import DiffPPO, DiffSAC, DiffusionActorCriticPolicy, DiffusionMDPWrapper, DiffWPO, VecDiffusionMDPWrapper
+from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy, DiffusionMDPWrapper, VecDiffusionMDPWrapper
 from sb3_diffusion.common.discrete_chain import LIKELIEST, all_states, exact_marginals
 from sb3_diffusion.deployment import DeployedPolicy, export_onnx, export_program, export_torchscript
 
@@ -173,12 +173,6 @@ def test_entropy_bound_of_the_log():
     model = DiffPPO("MlpPolicy", Bits(spaces.MultiDiscrete([2, 3])), diffusion_steps=4, **SMALL).learn(8)
     model._log_chains()
     assert model.logger.name_to_value["diffusion/entropy_bound"] == pytest.approx(np.log(6), abs=0.05)
-
-
-@pytest.mark.parametrize("algorithm", [DiffSAC, DiffWPO])
-def test_refused_by_the_others(algorithm):
-    with pytest.raises((AssertionError, ValueError), match=r"Box.* as action spaces but"):
-        algorithm("MlpPolicy", Bits(spaces.MultiBinary(3)))
 
 
 def test_callbacks_and_many_environments(tmp_path):

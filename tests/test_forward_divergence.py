@@ -6,7 +6,7 @@ import torch as th
 from stable_baselines3.common.logger import configure
 
 from sb3_diffusion import DiffSAC
-from sb3_diffusion.common.chain import gaussian_log_prob, sample_chain
+from sb3_diffusion.common.chain import gaussian_log_prob, kernel_log_prob, sample_chain
 from sb3_diffusion.common.losses import effective_samples, forward_kl_loss, path_weights
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from tests.test_diffsac import SMALL, logged
@@ -32,6 +32,10 @@ def one_step(u, rho, n_samples, n_states=1):
     return sample_chain(constant_control(u, rho), ONE_STEP, noise)
 
 
+def step_log_prob(u, rho, visits):
+    return kernel_log_prob(ONE_STEP, u.expand_as(visits.x), rho.expand_as(visits.x), visits.x, visits.x_prev, visits.steps)
+
+
 def test_weighted_samples_are_those_of_the_target():
     chain = one_step(0.3, -0.2, 400_000)
     weights = path_weights(chain, value(chain.x[0]), ALPHA, 400_000)
@@ -52,7 +56,7 @@ def test_gradient_is_that_of_the_weighted_log_likelihood():
     by_hand = th.softmax((value(chain.x[0]) / ALPHA - chain.log_ratio[0]).reshape(n, n_states), dim=0)
     assert th.allclose(weights.reshape(n, n_states), by_hand)
     visits = chain.visit(th.ones(1, 1, dtype=th.long))
-    loss = forward_kl_loss(ONE_STEP, u.expand_as(visits.x), rho.expand_as(visits.x), visits, weights, n)
+    loss = forward_kl_loss(step_log_prob(u, rho, visits), weights, n, 1)
     gradients = th.autograd.grad(loss, (u, rho))
     noise, surplus = chain.noise[0][:, 0], weights - 1 / n
     expected = (-(surplus * noise).sum() / th.exp(rho) / n_states, -(surplus * (noise**2 - 1)).sum() / n_states)
@@ -67,7 +71,7 @@ def test_gradient_vanishes_at_the_optimum_on_every_path():
     assert th.allclose(weights, th.full_like(weights, 0.25))
     assert effective_samples(weights, 4).item() == pytest.approx(4.0)
     visits = chain.visit(th.ones(1, 1, dtype=th.long))
-    loss = forward_kl_loss(ONE_STEP, u.expand_as(visits.x), rho.expand_as(visits.x), visits, weights, 4)
+    loss = forward_kl_loss(step_log_prob(u, rho, visits), weights, 4, 1)
     assert th.stack(th.autograd.grad(loss, (u, rho))).abs().max() < 1e-12
 
 

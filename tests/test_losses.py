@@ -4,7 +4,7 @@ quadratic Q."""
 import pytest
 import torch as th
 
-from sb3_diffusion.common.chain import action_log_prob, draw_noise, gaussian_log_prob, sample_chain
+from sb3_diffusion.common.chain import action_log_prob, draw_noise, gaussian_log_prob, sample_chain, terminal_log_prob
 from sb3_diffusion.common.losses import (
     draw_steps,
     latent_value,
@@ -172,7 +172,9 @@ def test_the_return_from_the_start_is_what_the_critic_learns():
     with th.no_grad():
         chain = sample_chain(chain_model.control_fn, schedule, draw_noise(schedule, 20, 1).double())
     q = th.randn(20, dtype=th.float64)
-    returns = returns_along_chain(chain.log_ratio, latent_value(q, schedule, chain.x[0], ent_coef), ent_coef)
+    returns = returns_along_chain(
+        chain.log_ratio, latent_value(q, terminal_log_prob(schedule, chain.x[0]), ent_coef), ent_coef
+    )
     th.testing.assert_close(returns[-1], q - ent_coef * action_log_prob(schedule, chain))
 
 

@@ -17,6 +17,7 @@ from sb3_diffusion.common.chain import (
     denoising_kernel,
     draw_noise,
     gaussian_log_prob,
+    kernel_log_prob,
     path_log_ratio,
     sample_chain,
 )
@@ -122,7 +123,8 @@ def path_space_loss(
         value = log_prob(x_0) - alpha * gaussian_log_prob(x_0, 0.0, schedule.prior_std)
         weights = path_weights(chain, value, alpha, len(value))
     visits = chain.visit(schedule.all_steps())
-    return forward_kl_loss(schedule, *control_fn(visits.x, visits.steps), visits, weights, len(weights))
+    step_log_prob = kernel_log_prob(schedule, *control_fn(visits.x, visits.steps), visits.x, visits.x_prev, visits.steps)
+    return forward_kl_loss(step_log_prob, weights, len(weights), schedule.diffusion_steps)
 
 
 def fit_control(

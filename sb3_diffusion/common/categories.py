@@ -6,7 +6,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_diffusion.common.checks import check_action_space
+from sb3_diffusion.common.checks import check_action_space, check_real_actions
 
 DISCRETE_SPACES = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -90,6 +90,21 @@ def check_chain_action_space(space: Any) -> None:
     """
     if not is_discrete(space):
         check_action_space(space)
+
+
+def check_stored_action_space(space: Any) -> None:
+    """
+    :param space: action space
+    :raises ValueError: if no chain can end in its actions, or a replay buffer cannot hold them
+    """
+    check_chain_action_space(space)
+    if not is_discrete(space):
+        check_real_actions(space)
+    elif flat_action_space(space) is not space:
+        raise ValueError(
+            f"action_space={space}: Stable-Baselines3's replay buffers hold categories of one axis. Let the environment take "
+            "them in one row, or use DiffPPO"
+        )
 
 
 def flat_action_space(space: spaces.Space) -> spaces.Space:

@@ -138,6 +138,7 @@ def make_score_network(
     diffusion_steps: int,
     denoiser_class: type[nn.Module] | None = None,
     denoiser_kwargs: Mapping[str, Any] | None = None,
+    control_scale: float | None = 1.0,
     **heads: Any,
 ) -> Any:
     """
@@ -146,6 +147,8 @@ def make_score_network(
     :param diffusion_steps: number of denoising steps K
     :param denoiser_class: a class of the user's own
     :param denoiser_kwargs: its keyword arguments
+    :param control_scale: of real actions, see :class:`.ScoreNetwork`. PPO bounds each update by its clip range, and takes few
+        of them: there a smaller control would only learn more slowly
     :param heads: keyword arguments of :class:`.DenoisingNetwork`
     :return: the network that defines the chain's kernels
     """
@@ -155,14 +158,13 @@ def make_score_network(
             return OwnScoreNetwork(denoiser, process, diffusion_steps)
         return OwnBeliefNetwork(denoiser, process.input_dim)
     if isinstance(process, GaussianProcess):
-        # PPO bounds each update by its clip range, and takes few of them: here a smaller control would only learn more slowly
         return ScoreNetwork(
             features_dim,
             process.action_dim,
             diffusion_steps,
             learn_std=process.output_size == 2,
             kernel=process.kernel,
-            control_scale=1.0,
+            control_scale=control_scale,
             **heads,
         )
     assert isinstance(process, CategoricalProcess)

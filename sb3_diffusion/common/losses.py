@@ -18,7 +18,6 @@ from sb3_diffusion.common.chain import (
     Visits,
     at_step,
     denoising_step,
-    kernel_log_prob,
     sample_increment,
     target_score_share,
     terminal_log_prob,
@@ -73,17 +72,17 @@ def squared_bellman_error(q_values: th.Tensor, target: th.Tensor) -> th.Tensor:
     return 0.5 * F.mse_loss(q_values, target.expand_as(q_values)) * q_values.shape[1]
 
 
-def latent_value(q_value: th.Tensor, schedule: NoiseSchedule, x: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+def latent_value(q_value: th.Tensor, terminal_log_prob: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
     """
-    ``V_0(s, x) = Q(s, tanh x) - alpha [log N(x; 0, nu^2) - sum log(1 - tanh^2 x)]``.
+    ``V_0(s, x) = Q(s, tanh x) - alpha [log N(x; 0, nu^2) - sum log(1 - tanh^2 x)]``, of categories
+    ``Q(s, x) + alpha sum_i log n_i``.
 
-    :param q_value: the critics' value of the action ``tanh x``, (B,)
-    :param schedule: noise schedule
-    :param x: ``x_0``, (B, d)
+    :param q_value: the critics' value of the action of ``x_0``, (B,)
+    :param terminal_log_prob: what stands in the brackets, see :meth:`.ChainProcess.terminal_log_prob`, (B,)
     :param ent_coef: temperature alpha
     :return: the latent value, (B,)
     """
-    return q_value - ent_coef * terminal_log_prob(schedule, x)
+    return q_value - ent_coef * terminal_log_prob
 
 
 def latent_value_and_gradient(
@@ -104,7 +103,7 @@ def latent_value_and_gradient(
     # By hand, since automatic differentiation of the second term takes longer than all the rest but the critics
     prior_gradient = 2 * action - x / schedule.prior_std**2
     gradient = q_gradient * (1 - action**2) - ent_coef * prior_gradient
-    return latent_value(q_value, schedule, x, ent_coef), gradient
+    return latent_value(q_value, terminal_log_prob(schedule, x), ent_coef), gradient
 
 
 def draw_steps(n_steps: int, n_drawn: int, batch_size: int, device: th.device) -> th.Tensor:
@@ -182,24 +181,20 @@ def effective_samples(weights: th.Tensor, n_action_samples: int) -> th.Tensor:
     return (1 / (weights.reshape(n_action_samples, -1) ** 2).sum(dim=0)).mean()
 
 
-def forward_kl_loss(
-    schedule: NoiseSchedule, u: th.Tensor, rho: th.Tensor, visits: Visits, weights: th.Tensor, n_action_samples: int
-) -> th.Tensor:
+def forward_kl_loss(log_prob: th.Tensor, weights: th.Tensor, n_action_samples: int, diffusion_steps: int) -> th.Tensor:
     """
     ``-sum_i (w_i - 1/n) sum_k log q(x_{k-1} | x_k, s)`` over the n chains of each observation, whose gradient is that of the
     forward KL, from the chain that ends in the Boltzmann policy to the policy's. The mean weight ``1/n`` is a control variate:
     the score it multiplies has mean 0, and with it the gradient vanishes at the optimum, on every path.
 
-    :param schedule: noise schedule
-    :param u: control at the visited steps, with gradients, (M, n B, d)
-    :param rho: log-ratio of the standard deviations there, with gradients, (M, n B, d)
-    :param visits: steps of chains that were sampled with the same weights; the sum over all K is estimated from these
+    :param log_prob: ``log q(x_{k-1} | x_k, s)`` at the visited steps of chains that were sampled with the same weights of the
+        network, with gradients, (M, n B); the sum over all K is estimated from these
     :param weights: output of :func:`path_weights`, (n B,)
     :param n_action_samples: n
+    :param diffusion_steps: number of denoising steps K
     :return: loss, a scalar. Only its gradient has a meaning
     """
-    log_prob = kernel_log_prob(schedule, u, rho, visits.x, visits.x_prev, visits.steps)  # (M, n B)
-    return -((n_action_samples * weights - 1) * log_prob).mean() * schedule.diffusion_steps
+    return -((n_action_samples * weights - 1) * log_prob).mean() * diffusion_steps
 
 
 def wasserstein_loss(

@@ -5,11 +5,12 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BaseModel
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
@@ -24,7 +25,8 @@ from stable_baselines3.sac.sac import SAC
 from torch.nn import functional as F
 
 from sb3_diffusion.common.batch_renorm import set_batch_renorm_training
-from sb3_diffusion.common.chain import Chain, Visits, describe_chain, take_steps
+from sb3_diffusion.common.categories import DISCRETE_SPACES, check_stored_action_space, is_discrete
+from sb3_diffusion.common.chain import Chain, Visits, take_steps
 from sb3_diffusion.common.checks import (
     check_at_least,
     check_choice,
@@ -52,7 +54,14 @@ DESCRIBE_INTERVAL = 10
 FORWARD_ACTION_SAMPLES = 8
 
 
-class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
+class ChainActions(OffPolicyAlgorithm):
+    """Stands behind ``SAC`` in the order of base classes, and lets it have the action spaces in which a chain can end."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{**kwargs, "supported_action_spaces": (spaces.Box, *DISCRETE_SPACES)})
+
+
+class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC, ChainActions):
     """
     SAC's machinery for a diffusion policy: soft critics on the bound of the entropy, the automatic temperature, and the
     gradients of the values along the chain. A subclass updates the actor in its ``train``. The arguments are
@@ -168,6 +177,8 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         check_choice("actor_loss", self.actor_loss, self.actor_losses)
         check_choice("critic_type", self.critic_type, CRITIC_RULES)
         check_choice("divergence", self.divergence, ("reverse", "forward"))
+        if is_discrete(self.action_space):
+            self._check_discrete()
         if self.divergence == "forward" and self.actor_loss != "adjoint":
             raise ValueError(
                 f"actor_loss={self.actor_loss!r} estimates the gradient of the reverse divergence: leave it at its default "
@@ -192,6 +203,19 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
                 f"policy={self.policy_class.__name__}: choose 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of "
                 "DiffusionSACPolicy"
             )
+
+    def _check_discrete(self) -> None:
+        """
+        :raises AssertionError: for the reverse divergence, as Stable-Baselines3 does where it does not support a space
+        :raises ValueError: for actions of several axes, or noise to add to them
+        """
+        check_stored_action_space(self.action_space)
+        assert self.divergence == "forward", (
+            f"action_space={self.action_space}: {type(self).__name__} with the reverse divergence needs gradients of the "
+            "value with respect to the action, which categories do not have. Use DiffSAC(divergence='forward') or DiffPPO"
+        )
+        if self.action_noise is not None:
+            raise ValueError(f"action_noise={self.action_noise!r}: it cannot be added to categories, leave it out")
 
     def _get_needed_policy_kwargs(self) -> dict[str, Any]:
         """
@@ -222,11 +246,11 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         if self.log_ent_coef is not None:
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1), fused=True)
         if automatic:
-            self.target_entropy = number * float(self.target_entropy)
-        highest = get_action_dim(self.action_space) * math.log(2)
+            self.target_entropy = number * self.actor.process.target_entropy
+        highest = self.actor.process.max_entropy
         if self.log_ent_coef is not None and not float(self.target_entropy) < highest:
             raise ValueError(
-                f"target_entropy={self.target_entropy}: actions in [-1, 1] have less than {highest:.3f} nats, so that the "
+                f"target_entropy={self.target_entropy}: the actions have less than {highest:.3f} nats, so that the "
                 "automatic temperature would only rise. Choose a lower target, or a fixed ent_coef"
             )
 
@@ -272,7 +296,8 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         if n_demonstrations > 0:
             replay_data = join_transitions(replay_data, self._sample_demonstrations(n_demonstrations))
         ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef.detach()).squeeze()
-        update_actor = self._n_updates % self.policy_delay == 0 and self.num_timesteps > self.critic_warmup_steps
+        warm = self.critic_warmup_steps == 0 or self.num_timesteps > self.critic_warmup_steps
+        update_actor = warm and self._n_updates % self.policy_delay == 0
         return replay_data, ent_coef, update_actor
 
     def _n_demonstrations(self, batch_size: int) -> int:
@@ -325,15 +350,17 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         One step down the soft Bellman error (SAC, arXiv 1812.05905, equation 5).
 
         :param replay_data: transitions
-        :param next_actions: the current policy's actions at the next observations, (B, d)
+        :param next_actions: the current policy's actions at the next observations, (B, ...)
         :param next_log_prob: what stands for their log-probability, (B,)
         :param ent_coef: temperature alpha
         :return: what to log
         """
+        critic_input = self.actor.process.critic_input
+        replay_data = replay_data._replace(actions=critic_input(replay_data.actions))
         # For n-step replay, discount factor is gamma**n_steps (when no early termination)
         discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
         loss, parts = self.policy.critic_rule.loss(
-            self.critic, self.critic_target, replay_data, discounts, next_actions, next_log_prob, ent_coef
+            self.critic, self.critic_target, replay_data, discounts, critic_input(next_actions), next_log_prob, ent_coef
         )
         parts |= dict(next_log_prob=next_log_prob, ent_coef=ent_coef)
         optimize(self.critic.optimizer, "critic loss", loss, **parts)
@@ -361,9 +388,10 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
     def _make_value_fn(self, obs: PyTorchObs) -> ValueFn:
         """
         :param obs: observations, B of them
-        :return: the critics' value, (n B,), of n actions at each observation, one after the other, (n B, d)
+        :return: the critics' value, (n B,), of n actions at each observation, one after the other, (n B, ...)
         """
-        return self.policy.critic_rule.value_fn(self.critic, obs, self.n_action_samples)
+        value_fn = self.policy.critic_rule.value_fn(self.critic, obs, self.n_action_samples)
+        return lambda actions: value_fn(self.actor.process.critic_input(actions))
 
     def _step_value_gradient(
         self,
@@ -413,7 +441,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC):
         """
         if self._n_updates // self.policy_delay % DESCRIBE_INTERVAL != 1:
             return {}
-        info = describe_chain(chain.log_ratio.detach(), chain.x[0].detach())
+        info = self.actor.process.describe(chain.log_ratio.detach(), chain.x[0].detach())
         trained = [param for param in self.actor.score_network.parameters() if param.requires_grad]
         if gradients := [param.grad for param in trained if param.grad is not None]:
             info["diffusion/denoiser_grad_norm"] = th.nn.utils.get_total_norm(gradients)

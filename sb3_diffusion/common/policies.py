@@ -23,27 +23,29 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from sb3_diffusion.common.action_scaling import ActionScaling
-from sb3_diffusion.common.categories import check_chain_action_space, flat_action_space, is_discrete
+from sb3_diffusion.common.categories import (
+    check_chain_action_space,
+    check_stored_action_space,
+    flat_action_space,
+    is_discrete,
+)
 from sb3_diffusion.common.chain import (
     Chain,
     ControlFn,
     Step,
-    action_log_prob,
     at_step,
 )
 from sb3_diffusion.common.checks import (
-    check_action_space,
     check_finite_tensor,
     check_integer,
     check_no_sde,
-    check_real_actions,
 )
 from sb3_diffusion.common.critics import make_critic_rule
 from sb3_diffusion.common.denoisers import make_score_network, make_value_network
 from sb3_diffusion.common.losses import draw_steps
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
-from sb3_diffusion.common.process import ChainProcess, GaussianProcess, make_process
-from sb3_diffusion.common.score_network import DenoisingNetwork, ScoreNetwork
+from sb3_diffusion.common.process import ChainProcess, make_process
+from sb3_diffusion.common.score_network import DenoisingNetwork
 from sb3_diffusion.common.wrappers import AugmentedSpace
 
 # Where ``net_arch`` says nothing of the head that runs at every denoising step, it has one hidden layer of at most
@@ -213,7 +215,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
     Actor that samples actions by a chain of denoising steps.
 
     :param observation_space: observation space
-    :param action_space: action space, a bounded ``Box``
+    :param action_space: action space: a bounded ``Box``, or ``Discrete``, ``MultiDiscrete`` or ``MultiBinary``
     :param net_arch: widths of the encoder of the observation, run once per chain
     :param denoiser_arch: widths of the head, run once per denoising step
     :param features_extractor: network to extract features
@@ -233,13 +235,12 @@ class DiffusionActor(ChainPolicy, BasePolicy):
     :param normalize_images: whether to divide images by 255
     """
 
-    action_space: spaces.Box
     optimizer: th.optim.Optimizer
 
     def __init__(
         self,
         observation_space: spaces.Space,
-        action_space: spaces.Box,
+        action_space: spaces.Space,
         net_arch: list[int],
         denoiser_arch: list[int],
         features_extractor: BaseFeaturesExtractor,
@@ -283,20 +284,19 @@ class DiffusionActor(ChainPolicy, BasePolicy):
                 "actor_batch_norm=True is for the encoder of the observation: it needs encode_once=True and at least one "
                 "layer in net_arch['pi']"
             )
-        self.process = GaussianProcess(action_space, kernel, learn_std)
+        self.process = make_process(action_space, kernel, learn_std)
         self.action_dim = self.process.action_dim
         self.schedule = NoiseSchedule(diffusion_steps, noise_schedule, prior_std)
         self.inference_schedule = self.schedule
-        self.score_network = ScoreNetwork(
+        self.score_network = make_score_network(
+            self.process,
             features_dim,
-            self.action_dim,
             self.schedule.diffusion_steps,
+            control_scale=None,
             encoder_arch=net_arch if encode_once else [],
             denoiser_arch=denoiser_arch if encode_once else net_arch,
             activation_fn=activation_fn,
             denoiser_activation_fn=denoiser_activation_fn,
-            learn_std=learn_std,
-            kernel=kernel,
             encoder_batch_norm=actor_batch_norm,
         )
         self.compile_chain = compile_chain
@@ -322,12 +322,12 @@ class DiffusionActor(ChainPolicy, BasePolicy):
         What SAC asks of its actor.
 
         :param obs: observations
-        :param noise: standard normal noises, (K+1, B, d); drawn if None
-        :return: actions in [-1, 1], (B, d), and what stands for their log-probability, (B,); see
-            :func:`.chain.action_log_prob`
+        :param noise: noises of the process, (K+1, B, d); drawn if None
+        :return: actions in [-1, 1], (B, d), or the environment's categories, and what stands for their log-probability, (B,);
+            see :func:`.chain.action_log_prob`
         """
         chain = self.sample(self.encode(obs), noise)
-        return chain.action, action_log_prob(self.schedule, chain)
+        return self.process.to_action(chain.x[0]), self.process.action_log_prob(self.schedule, chain)
 
     def log_likelihood(self, obs: PyTorchObs, actions: th.Tensor, n_steps: int | None = None) -> th.Tensor:
         """
@@ -341,9 +341,9 @@ class DiffusionActor(ChainPolicy, BasePolicy):
     def forward(self, obs: PyTorchObs, deterministic: bool = False, noise: th.Tensor | None = None) -> th.Tensor:
         """
         :param obs: observations
-        :param deterministic: start at 0 and follow the kernels' means
-        :param noise: standard normal noises, (inference_steps+1, B, d); drawn if None
-        :return: actions in [-1, 1], (B, d)
+        :param deterministic: start at 0 and follow the kernels' means, or the likeliest categories
+        :param noise: noises of the process, (inference_steps+1, B, d); drawn if None
+        :return: output of :meth:`ChainPolicy.act`
         """
         return self.act(self.encode(obs), deterministic, noise)
 
@@ -422,10 +422,11 @@ class DiffusionValue(BaseModel):
 class DiffusionSACPolicy(ActionScaling, SACPolicy):
     """
     Diffusion actor with SAC's critics. Works in stock ``stable_baselines3.SAC``, which back-propagates through the chain,
-    and in :class:`.DiffSAC`, there with other critics, too.
+    and in :class:`.DiffSAC`, there with other critics, too, and with ``divergence="forward"`` on categories.
 
     :param observation_space: observation space
-    :param action_space: action space, a bounded ``Box``
+    :param action_space: action space: a bounded ``Box``, or ``Discrete``, ``MultiDiscrete`` or ``MultiBinary`` of one axis,
+        which critics see as ones and zeros
     :param lr_schedule: learning rate schedule
     :param net_arch: widths of the hidden layers: a list for the encoder of the observation and the critics alike, or
         ``dict(pi=[...], qf=[...], denoiser=[...])``, the last being the head that runs at every denoising step. Left out,
@@ -465,7 +466,7 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
     :param renorm_warmup_steps: of CrossQ's critics: updates with the batch's statistics alone, 100,000 if None
     :param use_diffusion_value: also build the value network over ``(s, x_k, k)``
     :param use_actor_target: also build a target actor, a copy of the actor that only the algorithm changes
-    :raises ValueError: for gSDE, actions that are not a bounded ``Box``, or a chain that cannot be built
+    :raises ValueError: for gSDE, actions of another space, or a chain that cannot be built
     """
 
     actor: DiffusionActor  # type: ignore[assignment]
@@ -511,8 +512,7 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         use_actor_target: bool = False,
     ):
         check_no_sde(use_sde)
-        check_action_space(action_space)
-        check_real_actions(action_space)
+        check_stored_action_space(action_space)
         # SAC's policy builds its networks in its constructor, so what they need is set before
         self.critic_type = critic_type
         self.critic_options = dict(
@@ -596,6 +596,7 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> BaseModel:  # type: ignore[override]
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        kwargs["action_space"] = self.actor.process.critic_space
         return self.critic_rule.make_network(**kwargs).to(self.device)
 
     def make_diffusion_value(self) -> DiffusionValue:
@@ -669,26 +670,29 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         if not deterministic:
             return self.best_candidate(obs, actor.process.draw_noise(actor.inference_schedule, n * batch_size))
         # The same for every observation, so that an action does not depend on what else is in the batch
-        candidates = actor.inference_schedule.std.new_empty(actor.inference_steps + 1, n, actor.action_dim)
-        candidates.normal_(generator=th.Generator(device=candidates.device).manual_seed(0))
-        candidates[:, 0] = 0.0
+        candidates = actor.process.draw_noise(actor.inference_schedule, n, deterministic=True)
+        first = candidates[:, 0].clone()
+        actor.process.refill_noise(candidates, th.Generator(device=candidates.device).manual_seed(0))
+        candidates[:, 0] = first
         return self.best_candidate(obs, candidates.repeat(1, batch_size, 1))
 
     def best_candidate(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         """
         :param obs: observations, B of them
-        :param noise: standard normal noises of ``n_action_candidates`` chains at each observation, one after the other,
+        :param noise: noises of the process, of ``n_action_candidates`` chains at each observation, one after the other,
             (inference_steps+1, B n, d)
-        :return: for each observation the one of their actions that the critics value most, (B, d)
+        :return: for each observation the one of their actions that the critics value most, (B, d), of a ``Discrete`` space
+            (B, 1)
         """
         n = self.n_action_candidates
         repeat = lambda tensor: tensor.unsqueeze(1).expand(-1, n, *tensor.shape[1:]).flatten(0, 1)  # noqa: E731
         obs = {key: repeat(value) for key, value in obs.items()} if isinstance(obs, dict) else repeat(obs)
         actions = self.actor(obs, noise=noise)
         rule = self.critic_rule
-        value = rule.value(rule.join(self.critic(obs, actions))).reshape(-1, n)  # (B, n)
-        best = value.argmax(dim=1).reshape(-1, 1, 1).expand(-1, 1, actions.shape[1])
-        return actions.reshape(-1, n, actions.shape[1]).gather(1, best).squeeze(1)
+        value = rule.value(rule.join(self.critic(obs, self.actor.process.critic_input(actions)))).reshape(-1, n)  # (B, n)
+        actions = actions.reshape(-1, n, self.actor.action_dim)
+        best = value.argmax(dim=1).reshape(-1, 1, 1).expand(-1, 1, self.actor.action_dim)
+        return actions.gather(1, best).squeeze(1)
 
     def set_training_mode(self, mode: bool) -> None:
         trained = [net for net in (self.actor, self.critic, self.diffusion_value) if net is not None]

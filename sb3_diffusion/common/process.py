@@ -6,6 +6,7 @@ A *control* is a pair of tensors with all there is to know of a kernel at some `
 ``(log q, log r)`` for categories.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -28,6 +29,9 @@ from sb3_diffusion.common.likelihood import estimate_categorical_log_likelihood,
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
 Control = tuple[th.Tensor, th.Tensor]
+
+# Of categories, the automatic temperature's target as a share of the greatest entropy
+TARGET_ENTROPY_SHARE = 0.3
 
 # What a network says at a step, ``(x_k, k) -> ...``, k being a step of training: two tensors for real actions, one for
 # categories
@@ -59,6 +63,21 @@ class ChainProcess(ABC):
         """Numbers that a network gives for a step; those of one dimension are ``action_dim`` apart."""
         return self.output_size * self.action_dim
 
+    @property
+    @abstractmethod
+    def critic_space(self) -> spaces.Box:
+        """The space of what a critic sees of an action, see :meth:`critic_input`."""
+
+    @property
+    @abstractmethod
+    def max_entropy(self) -> float:
+        """Entropy of the uniform law over the actions, which no policy exceeds, in nats."""
+
+    @property
+    @abstractmethod
+    def target_entropy(self) -> float:
+        """What the automatic temperature aims at, unless the user says, in nats."""
+
     @abstractmethod
     def draw_noise(self, schedule: NoiseSchedule, batch_size: int, deterministic: bool = False) -> th.Tensor:
         """
@@ -66,6 +85,13 @@ class ChainProcess(ABC):
         :param batch_size: number of chains B
         :param deterministic: the noise of the deterministic action
         :return: what makes a batch of chains: row ``k`` makes ``x_k``, (K+1, B, d)
+        """
+
+    @abstractmethod
+    def refill_noise(self, noise: th.Tensor, generator: th.Generator) -> None:
+        """
+        :param noise: where to draw noise anew, in place, (...)
+        :param generator: where from
         """
 
     @abstractmethod
@@ -179,6 +205,21 @@ class ChainProcess(ABC):
         """
 
     @abstractmethod
+    def action_log_prob(self, schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
+        """
+        :param schedule: noise schedule
+        :param chain: chains
+        :return: what stands for the log-probability of their actions in nats, (B,), see :func:`.chain.action_log_prob`
+        """
+
+    @abstractmethod
+    def critic_input(self, action: th.Tensor) -> th.Tensor:
+        """
+        :param action: actions as :meth:`to_action` gives them or a replay buffer holds them, (B, ...)
+        :return: what a critic sees of them, (B, D), in :attr:`critic_space`
+        """
+
+    @abstractmethod
     def to_action(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: ``x_0``, (B, d)
@@ -244,8 +285,25 @@ class GaussianProcess(ChainProcess):
         self.kernel = kernel
         self.output_size = 1 + learn_std
 
+    @property
+    def critic_space(self) -> spaces.Box:
+        assert isinstance(self.action_space, spaces.Box)
+        return self.action_space
+
+    @property
+    def max_entropy(self) -> float:
+        return self.action_dim * math.log(2)
+
+    @property
+    def target_entropy(self) -> float:
+        # SAC's (arXiv 1812.05905, appendix D)
+        return -float(self.action_dim)
+
     def draw_noise(self, schedule: NoiseSchedule, batch_size: int, deterministic: bool = False) -> th.Tensor:
         return gaussian.draw_noise(schedule, batch_size, self.action_dim, deterministic)
+
+    def refill_noise(self, noise: th.Tensor, generator: th.Generator) -> None:
+        noise.normal_(generator=generator)
 
     def prior(self, schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
         return noise * schedule.prior_std
@@ -295,6 +353,12 @@ class GaussianProcess(ChainProcess):
     def terminal_log_prob(self, schedule: NoiseSchedule, x: th.Tensor) -> th.Tensor:
         return gaussian.terminal_log_prob(schedule, x)
 
+    def action_log_prob(self, schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
+        return gaussian.action_log_prob(schedule, chain)
+
+    def critic_input(self, action: th.Tensor) -> th.Tensor:
+        return action
+
     def to_action(self, x: th.Tensor) -> th.Tensor:
         return th.tanh(x)
 
@@ -334,6 +398,18 @@ class CategoricalProcess(ChainProcess):
         exists = np.arange(self.input_size) < self.categories.counts[:, None]
         self._uniform = th.as_tensor(exists / self.categories.counts[:, None], dtype=th.float32)
 
+    @property
+    def critic_space(self) -> spaces.Box:
+        return spaces.Box(0.0, 1.0, (self.input_dim,))
+
+    @property
+    def max_entropy(self) -> float:
+        return float(np.log(self.categories.counts).sum())
+
+    @property
+    def target_entropy(self) -> float:
+        return TARGET_ENTROPY_SHARE * self.max_entropy
+
     def uniform(self, like: th.Tensor) -> th.Tensor:
         """
         :param like: a tensor on the device where it is needed
@@ -345,6 +421,9 @@ class CategoricalProcess(ChainProcess):
 
     def draw_noise(self, schedule: NoiseSchedule, batch_size: int, deterministic: bool = False) -> th.Tensor:
         return discrete.draw_uniform(schedule, batch_size, self.action_dim, deterministic)
+
+    def refill_noise(self, noise: th.Tensor, generator: th.Generator) -> None:
+        noise.uniform_(generator=generator)
 
     def prior(self, schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
         log_uniform = th.log(self.uniform(noise).clamp_min(discrete.TINY))
@@ -397,6 +476,12 @@ class CategoricalProcess(ChainProcess):
 
     def terminal_log_prob(self, schedule: NoiseSchedule, x: th.Tensor) -> th.Tensor:
         return discrete.uniform_log_prob(self.uniform(x)).expand(x.shape[:-1])
+
+    def action_log_prob(self, schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
+        return discrete.categorical_path_log_ratio(self.uniform(chain.x), chain)
+
+    def critic_input(self, action: th.Tensor) -> th.Tensor:
+        return self.network_input(self.categories.from_action(action))
 
     def to_action(self, x: th.Tensor) -> th.Tensor:
         return self.categories.to_action(x)

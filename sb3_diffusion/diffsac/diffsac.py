@@ -4,7 +4,7 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_diffusion.common.chain import Chain, Visits, action_log_prob
+from sb3_diffusion.common.chain import Chain, Visits
 from sb3_diffusion.common.checks import optimize
 from sb3_diffusion.common.losses import (
     draw_steps,
@@ -55,7 +55,8 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
     :param target_update_interval: update the target network every ``target_update_interval`` gradient steps, counted
         over all of training.
     :param target_entropy: target of the entropy bound when learning ``ent_coef`` (``ent_coef = 'auto'``);
-        'auto' is minus the number of action dimensions, 'auto_0.5' half of that
+        'auto' is minus the number of action dimensions, of categories 0.3 of the greatest entropy ``sum_i log n_i``;
+        'auto_0.5' half of that
     :param use_sde: gSDE is not supported, must be False
     :param sde_sample_freq: of gSDE, not used
     :param use_sde_at_warmup: of gSDE, not used
@@ -90,7 +91,8 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
     :param n_action_samples: how many chains of each observation an update of the actor uses; if None, one with the reverse
         divergence and eight with the forward one
     :param divergence: what the actor descends: ``"reverse"``, as SAC does, or ``"forward"``, the KL from the Boltzmann
-        policy's chain to the policy's, by importance weights; it holds on to several modes, and takes longer
+        policy's chain to the policy's, by importance weights; it holds on to several modes, and takes longer. ``Discrete``,
+        ``MultiDiscrete`` and ``MultiBinary`` actions need it, since it asks for values alone and not for their gradient
     :param demonstration_share: share of each batch that is drawn from demonstrations (RLPD, arXiv 2302.02948), which
         :func:`.fill_replay_buffer` has put into a buffer of their own
     :param demonstration_coef: weight, in the actor's loss, of the log-likelihood of the demonstrations' actions, in units of
@@ -139,17 +141,17 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
             stands for the log-probability of their actions, (n B,); the actions at the next observations, (B, d), and what
             stands for theirs, (B,)
         """
-        schedule, n_chains = self.actor.schedule, len(context)
+        schedule, process, n_chains = self.actor.schedule, self.actor.process, len(context)
         if self.actor_loss == "pathwise":
             with th.no_grad():
                 next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
             chain = self.actor.sample(context)
-            return chain, None, action_log_prob(schedule, chain).detach(), next_actions, next_log_prob
+            return chain, None, process.action_log_prob(schedule, chain).detach(), next_actions, next_log_prob
         steps = draw_steps(schedule.diffusion_steps, self.denoising_steps_per_update, n_chains, context.device)
         with th.no_grad():
             chains = self.actor.sample(th.cat((context, self.actor.encode(next_obs))))
-            log_prob, next_log_prob = action_log_prob(schedule, chains).tensor_split([n_chains])
-            chain, next_actions = chains.first(n_chains), chains.action[n_chains:]
+            log_prob, next_log_prob = process.action_log_prob(schedule, chains).tensor_split([n_chains])
+            chain, next_actions = chains.first(n_chains), process.to_action(chains.x[0][n_chains:])
             return chain.end(), chain.visit(steps), log_prob, next_actions, next_log_prob
 
     def _update_actor(
@@ -168,10 +170,13 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
         """
         schedule, q_fn, control_fn = self.actor.schedule, self._make_value_fn(obs), self.actor.control_fn(context)
         if self.divergence == "forward" and visits is not None:
+            process, x_0 = self.actor.process, chain.x[0]
             with th.no_grad():
-                value = latent_value(q_fn(chain.action), schedule, chain.x[0], ent_coef)
+                value = latent_value(q_fn(process.to_action(x_0)), process.terminal_log_prob(schedule, x_0), ent_coef)
             weights = path_weights(chain, value, ent_coef, self.n_action_samples)
-            loss = forward_kl_loss(schedule, *control_fn(visits.x, visits.steps), visits, weights, self.n_action_samples)
+            control = control_fn(visits.x, visits.steps)
+            step_log_prob = process.log_prob(schedule, control, visits.x, visits.x_prev, visits.steps)  # (M, n B)
+            loss = forward_kl_loss(step_log_prob, weights, self.n_action_samples, schedule.diffusion_steps)
             info = {"diffusion/effective_samples": effective_samples(weights, self.n_action_samples)}
         else:
             value, gradient = latent_value_and_gradient(q_fn, schedule, chain.x[0], ent_coef)
