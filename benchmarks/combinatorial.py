@@ -4,8 +4,8 @@ approximations and the optimum of OR-tools.
 
 Example::
 
-    python benchmarks/combinatorial.py maxcut --size 50 --steps 20480 --seeds 0 1 2 --solver-seconds 0.5
-    python benchmarks/combinatorial.py maxcut --size 50 --figure docs/_static/maxcut.png
+    python -m benchmarks.combinatorial maxcut --size 50 --steps 20480 --seeds 0 1 2 --solver-seconds 0.5
+    python -m benchmarks.combinatorial maxcut --size 50 --figure docs/_static/maxcut.png
 """
 
 import argparse
