@@ -12,8 +12,8 @@ from torch import nn
 
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.common.batch_renorm import use_native_batch_renorm
-from sb3_diffusion.common.critics import CRITIC_RULES, CriticRule, CrossQRule
-from sb3_diffusion.common.replay import recent_indices
+from sb3_diffusion.diffsac.critics import CRITIC_RULES, CriticRule, CrossQRule
+from sb3_diffusion.diffsac.replay import recent_indices
 
 
 class NativeCrossQ(CrossQ):

@@ -28,7 +28,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_diffusion import CheckpointCallback, DiffSAC, resume_latest
 from sb3_diffusion.analysis.results import write_json
-from sb3_diffusion.common.checkpoints import TEMPORARY, find_checkpoints, find_damage, get_steps
+from sb3_diffusion.saving.checkpoints import TEMPORARY, find_checkpoints, find_damage, get_steps
 
 RESULT = Path(__file__).parent / "results" / "sigkill.json"
 ENV, LEARNING_STARTS = "Pendulum-v1", 100

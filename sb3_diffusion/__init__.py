@@ -3,15 +3,16 @@ from pathlib import Path
 import sb3_diffusion_zoo_hook
 from sb3_diffusion.common import envs
 from sb3_diffusion.common.action_chunks import ActionChunkWrapper, VecActionChunkWrapper
-from sb3_diffusion.common.archive import UnsafeModelError
-from sb3_diffusion.common.checkpoints import CheckpointCallback, resume_latest
 from sb3_diffusion.common.graph_denoiser import GraphDenoiser
-from sb3_diffusion.common.policies import DiffusionActorCriticPolicy, DiffusionSACPolicy
 from sb3_diffusion.common.wrappers import DiffusionMDPWrapper, VecDiffusionMDPWrapper
 from sb3_diffusion.diffppo import DiffPPO
+from sb3_diffusion.diffppo.policies import DiffusionActorCriticPolicy
 from sb3_diffusion.diffsac import DiffCrossQ, DiffSAC, DiffTQC
+from sb3_diffusion.diffsac.policies import DiffusionSACPolicy
 from sb3_diffusion.diffwpo import DiffWPO
-from sb3_diffusion.loading import load_safe
+from sb3_diffusion.saving.archive import UnsafeModelError
+from sb3_diffusion.saving.checkpoints import CheckpointCallback, resume_latest
+from sb3_diffusion.saving.safe_load import load_safe
 
 __version__ = Path(__file__).with_name("version.txt").read_text(encoding="utf-8").strip()
 

@@ -23,8 +23,10 @@ from torch import nn
 
 from sb3_diffusion.common.action_scaling import unscale_action
 from sb3_diffusion.common.categories import is_discrete
-from sb3_diffusion.common.files import write_whole
-from sb3_diffusion.common.policies import ChainPolicy, DiffusionActorCriticPolicy, DiffusionSACPolicy
+from sb3_diffusion.common.policies import ChainPolicy
+from sb3_diffusion.diffppo.policies import DiffusionActorCriticPolicy
+from sb3_diffusion.diffsac.policies import DiffusionSACPolicy
+from sb3_diffusion.saving.files import write_whole
 
 OBSERVATION, NOISE, ACTION = "observation", "noise", "action"
 ONNX_OPSET = 18

@@ -3,7 +3,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_diffusion.common.buffers import ChainRolloutBuffer, DictChainRolloutBuffer, chain_gae
+from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, DictChainRolloutBuffer, chain_gae
 
 T, N, K, D = 6, 2, 3, 2
 

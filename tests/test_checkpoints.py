@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNo
 
 from sb3_diffusion import CheckpointCallback, DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO, resume_latest
 from sb3_diffusion.common import checkpoints
-from sb3_diffusion.common.checkpoints import find_checkpoints, find_damage, get_random_state, save_checkpoint, set_random_state
+from sb3_diffusion.saving.checkpoints import find_checkpoints, find_damage, get_random_state, save_checkpoint, set_random_state
 
 NETWORKS = dict(policy_kwargs=dict(net_arch=[8]), seed=0, device="cpu")
 OFF_POLICY = dict(NETWORKS, learning_starts=10, buffer_size=200, batch_size=8)

@@ -18,7 +18,7 @@ import pytest
 import torch as th
 
 from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO, UnsafeModelError, load_safe
-from sb3_diffusion.common.archive import PickleStack, check_pickle
+from sb3_diffusion.saving.archive import check_pickle
 from tests.test_safe_load import make, nothing_unpickled, saved
 
 SETTINGS = "sb3_diffusion.json"
@@ -374,7 +374,7 @@ class TestTensors:
         for _ in range(2000):
             data = b"\x80\x02" + bytes(generator.choices(operations, k=generator.randrange(60))) + b"."
             try:
-                check_pickle(data, {"0": 4})
+                check_pickle(data)
             except Exception as error:
                 assert not isinstance(error, (MemoryError, RecursionError, SystemError))
 
@@ -384,9 +384,7 @@ class TestTensors:
             file = io.BytesIO()
             th.save(state, file)
             inner = entries_of(file.getvalue())
-            sizes = {name.removeprefix("archive/data/"): len(entry) for name, entry in inner.items()}
-            check_pickle(inner["archive/data.pkl"], sizes)
-        assert PickleStack({}).items == []
+            check_pickle(inner["archive/data.pkl"])
 
     @pytest.mark.parametrize(
         "value",
@@ -438,7 +436,7 @@ class TestTensors:
 
         for attribute in ("copy", "pop", "__class_getitem__", "_metadata2"):
             content = with_tensors(files["DiffSAC"], "policy.pth", lambda state, a=attribute: shadow(state, a))
-            refused("tensors of another shape, type or kind", content, "sets attributes")
+            refused("tensors of another shape, type or kind", content, "is not a plain dict")
         load_safe(io.BytesIO(with_tensors(files["DiffSAC"], "policy.pth", lambda state: shadow(state, "_metadata"))))
 
     @pytest.mark.parametrize("model", ["DiffPPO", "sgd"])

@@ -17,8 +17,8 @@ from torch import nn
 
 from sb3_diffusion import DiffCrossQ, DiffSAC, DiffTQC, DiffusionSACPolicy, DiffWPO, load_safe
 from sb3_diffusion.common.batch_renorm import NativeBatchRenorm1d
-from sb3_diffusion.common.critics import CRITIC_RULES, CriticRule, CrossQRule, TQCRule, make_critic_rule
 from sb3_diffusion.common.losses import soft_bellman_target, squared_bellman_error
+from sb3_diffusion.diffsac.critics import CRITIC_RULES, CriticRule, CrossQRule, TQCRule, make_critic_rule
 
 SMALL = dict(policy_kwargs=dict(net_arch=[16]), learning_starts=10, buffer_size=500, batch_size=16, seed=0, diffusion_steps=3)
 ALGORITHMS = [DiffCrossQ, DiffTQC]

@@ -10,8 +10,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy, DiffusionMDPWrapper
-from sb3_diffusion.common.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
 from sb3_diffusion.diffppo import DPPO_KWARGS
+from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
 
 SMALL = dict(n_steps=16, batch_size=16, n_epochs=2)
 

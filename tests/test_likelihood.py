@@ -19,7 +19,8 @@ from sb3_diffusion.common.likelihood import (
 )
 from sb3_diffusion.common.losses import draw_steps
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
-from sb3_diffusion.common.policies import DiffusionActorCriticPolicy, DiffusionSACPolicy
+from sb3_diffusion.diffppo.policies import DiffusionActorCriticPolicy
+from sb3_diffusion.diffsac.policies import DiffusionSACPolicy
 from tests.test_discrete_chain import make_control_fn, make_uniform
 
 

@@ -8,7 +8,7 @@ from stable_baselines3.common.distributions import SquashedDiagGaussianDistribut
 
 from sb3_diffusion import DiffSAC, DiffusionSACPolicy
 from sb3_diffusion.common.chain import denoising_kernel, draw_noise
-from sb3_diffusion.common.policies import DiffusionActor
+from sb3_diffusion.diffsac.policies import DiffusionActor
 
 OBSERVATION_SPACE = spaces.Box(-1, 1, (3,))
 ACTION_SPACE = spaces.Box(-2, 2, (2,))

@@ -7,7 +7,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv, SimpleMultiObsEnv
 
 from sb3_diffusion import DiffCrossQ, DiffSAC
-from sb3_diffusion.common.replay import recent_indices, sample_transitions
+from sb3_diffusion.diffsac.replay import recent_indices, sample_transitions
 
 SPACE, ACTIONS = spaces.Box(-1000, 1000, (1,)), spaces.Box(-1, 1, (1,))
 SMALL = dict(policy_kwargs=dict(net_arch=[8]), learning_starts=10, buffer_size=50, batch_size=8, seed=0)
@@ -72,7 +72,7 @@ def test_the_updates_of_a_training_use_it(monkeypatch):
     model = DiffSAC("MlpPolicy", gym.make("Pendulum-v1"), replay_recency=3.0, **SMALL)
     seen = []
     monkeypatch.setattr(
-        "sb3_diffusion.common.off_policy.sample_transitions",
+        "sb3_diffusion.diffsac.off_policy.sample_transitions",
         lambda buffer, batch_size, recency, env: seen.append(recency) or buffer.sample(batch_size, env=env),
     )
     model.learn(15)

@@ -14,7 +14,7 @@ from sb3_diffusion.analysis import runner
 from sb3_diffusion.analysis.evaluation import EvaluationPoints
 from sb3_diffusion.analysis.results import read_details, read_results
 from sb3_diffusion.analysis.runner import Run, execute, run_all, so_far, unfinished, work_folder
-from sb3_diffusion.common.checkpoints import find_checkpoints, get_steps
+from sb3_diffusion.saving.checkpoints import find_checkpoints, get_steps
 
 SMALL = dict(policy_kwargs=dict(net_arch=[8]), learning_starts=20, batch_size=8)
 

@@ -21,9 +21,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO, UnsafeModelError, load_safe
-from sb3_diffusion.common.plain import NotPlain, decode, encode, parse
-from sb3_diffusion.common.temperature import TemperatureSchedule
 from sb3_diffusion.diffppo import DPPO_KWARGS
+from sb3_diffusion.diffppo.temperature import TemperatureSchedule
+from sb3_diffusion.saving.json_codec import NotPlain, decode, encode, parse
 
 SMALL = dict(net_arch=[8])
 OFF_POLICY = dict(buffer_size=200, learning_starts=10, batch_size=8)
@@ -334,7 +334,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     model = make(DiffSAC)
     model.save(tmp_path / "model.zip")
     before = (tmp_path / "model.zip").read_bytes()
-    monkeypatch.setattr("sb3_diffusion.common.safe_load.write_settings", lambda *args: 1 / 0)
+    monkeypatch.setattr("sb3_diffusion.saving.safe_load.write_settings", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.save(tmp_path / "model.zip")
     assert (tmp_path / "model.zip").read_bytes() == before

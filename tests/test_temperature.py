@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from sb3_diffusion.common.temperature import TemperatureSchedule
+from sb3_diffusion.diffppo.temperature import TemperatureSchedule
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import sb3_diffusion
 import sb3_diffusion_zoo_hook
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
 from sb3_diffusion.common.envs import ENVIRONMENTS
-from sb3_diffusion.common.temperature import TemperatureSchedule
+from sb3_diffusion.diffppo.temperature import TemperatureSchedule
 from sb3_diffusion.zoo import ALGORITHMS, hyperparams_path, register
 
 ROOT = Path(sb3_diffusion.__file__).parent.parent

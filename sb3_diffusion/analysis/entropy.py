@@ -7,7 +7,7 @@ from scipy.special import digamma, gammaln
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_diffusion.common.chain import action_log_prob, squash_log_det
-from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
+from sb3_diffusion.diffsac.off_policy import DiffusionOffPolicyAlgorithm
 
 
 def sample_entropy(samples: np.ndarray, n_neighbors: int = 4) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from sb3_diffusion.common.files import write_whole
+from sb3_diffusion.saving.files import write_whole
 
 KEYS = ["env", "name", "seed"]
 

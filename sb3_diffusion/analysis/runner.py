@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from sb3_diffusion.analysis.evaluation import EvaluationPoints
 from sb3_diffusion.analysis.results import add_results, as_rows, keys, provenance, read_details, read_results, write_json
-from sb3_diffusion.common.checkpoints import CheckpointCallback, resume_latest
+from sb3_diffusion.saving.checkpoints import CheckpointCallback, resume_latest
 
 RESULT = "result.json"
 Outcome = tuple["Run", dict[str, Any] | None, str]

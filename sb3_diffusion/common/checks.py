@@ -67,6 +67,26 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
 
 
+def parse_auto(name: str, value: str | float, positive: bool = False) -> tuple[bool, float]:
+    """
+    :param name: name of an argument
+    :param value: its value: a number, ``"auto"`` or ``"auto_<positive number>"``
+    :param positive: whether a plain number must be positive, too
+    :return: whether it is automatic, and its number, 1 for ``"auto"``
+    :raises ValueError: if it is none of these or not finite
+    """
+    text = str(value)
+    automatic = text.startswith("auto")
+    try:
+        number = 1.0 if text == "auto" else float(text.removeprefix("auto_"))
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or (number <= 0 and (automatic or positive)):
+        kind = "positive" if positive else "finite"
+        raise ValueError(f"{name}={value!r}: choose a {kind} number, 'auto' or 'auto_<positive number>'")
+    return automatic, number
+
+
 def check_no_sde(use_sde: bool) -> None:
     """
     :param use_sde: argument of that name

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from sb3_diffusion.common.checks import check_finite_array
 
 
-class CheckedAlgorithm(BaseAlgorithm):
+class EnvCheckMixin(BaseAlgorithm):
     """An algorithm that looks at what its environments return before it learns from it."""
 
     def _setup_learn(

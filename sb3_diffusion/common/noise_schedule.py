@@ -12,6 +12,9 @@ from sb3_diffusion.common.checks import check_choice, check_integer, check_posit
 # The last kernel must keep some width, or its density and KL would be infinite
 MIN_BETA = 1e-4
 
+# Far beyond use, and small enough that a schedule is built at once
+MAX_DIFFUSION_STEPS = 10_000
+
 # Rates of the variance-preserving SDE (Song et al., 2021, arXiv 2011.13456, appendix C), in noise per unit of chain time
 BETA_MIN, BETA_MAX = 0.1, 20.0
 

@@ -11,22 +11,36 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance, ob
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.ppo.ppo import PPO
 
-from sb3_diffusion.common.buffers import ChainRolloutBuffer, ChainRolloutBufferSamples, DictChainRolloutBuffer
-from sb3_diffusion.common.categories import DISCRETE_SPACES
-from sb3_diffusion.common.chain import take_steps
-from sb3_diffusion.common.checks import (
-    check_integer,
-    check_no_sde,
-    check_positive,
-    check_share,
-    merge_kwargs,
-    optimize,
+from sb3_diffusion.common.arguments import (
+    FRACTION,
+    POSITIVE,
+    Kind,
+    check_arguments,
+    choice,
+    number,
+    optional,
+    scheduled,
+    whole,
 )
-from sb3_diffusion.common.env_checks import CheckedAlgorithm, check_transition, report_dead_workers
+from sb3_diffusion.common.categories import DISCRETE_SPACES, is_discrete, latent_dim
+from sb3_diffusion.common.chain import take_steps
+from sb3_diffusion.common.checks import check_no_sde, merge_kwargs, optimize
+from sb3_diffusion.common.env_checks import EnvCheckMixin, check_transition, report_dead_workers
 from sb3_diffusion.common.losses import clip_range_by_step, clipped_surrogate_loss, clipped_value_loss, draw_steps
-from sb3_diffusion.common.safe_load import SafeAlgorithm
-from sb3_diffusion.common.temperature import TemperatureSchedule
-from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
+from sb3_diffusion.common.noise_schedule import MAX_DIFFUSION_STEPS, NOISE_SCHEDULES
+from sb3_diffusion.common.wrappers import AugmentedSpace
+from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRolloutBufferSamples, DictChainRolloutBuffer
+from sb3_diffusion.diffppo.policies import (
+    ChainActorCriticPolicy,
+    CnnPolicy,
+    DiffusionActorCriticCnnPolicy,
+    DiffusionActorCriticMultiInputPolicy,
+    DiffusionActorCriticPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+)
+from sb3_diffusion.diffppo.temperature import TemperatureSchedule
+from sb3_diffusion.saving.safe_load import SafeLoadMixin
 
 # Lambda over the denoising steps of one chain. With 1 all of them are credited with all that follows, and learn from more
 # noise; see docs/theory.md
@@ -46,7 +60,7 @@ DPPO_KWARGS: dict[str, Any] = dict(
 )
 
 
-class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
+class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
     """
     Diffusion Proximal Policy Optimization (DiffPPO): PPO whose policy is a short denoising chain.
     Paper: DMERL, https://arxiv.org/abs/2512.02019
@@ -86,7 +100,7 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         the reported success rate, mean episode length, and mean reward over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see
-        :class:`.DiffusionActorCriticPolicy`
+        :class:`.ChainActorCriticPolicy`
     :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
         debug messages
     :param seed: Seed for the pseudo random generators
@@ -116,12 +130,37 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    policy: DiffusionActorCriticPolicy
+    arguments: ClassVar[dict[str, Kind]] = {
+        "n_steps": whole(1),
+        "batch_size": whole(1),
+        "n_epochs": whole(1),
+        "gamma": FRACTION,
+        "gae_lambda": FRACTION,
+        "clip_range": scheduled(POSITIVE),
+        "vf_coef": number(0),
+        "max_grad_norm": optional(POSITIVE),
+        "target_kl": optional(POSITIVE),
+        "diffusion_steps": whole(1, MAX_DIFFUSION_STEPS),
+        "noise_schedule": choice(NOISE_SCHEDULES),
+        "prior_std": POSITIVE,
+        "gae_lambda_diffusion": optional(FRACTION),
+        "denoising_steps_per_update": optional(whole(1)),
+        "clip_range_first_step": optional(scheduled(POSITIVE)),
+        "gamma_diffusion": FRACTION,
+        "finetuned_steps": optional(whole(1)),
+        "critic_warmup_steps": whole(),
+    }
+    attributes: ClassVar[dict[str, Kind]] = {"temperature": number(0)}
+    plain_classes = (
+        *(ChainRolloutBuffer, DictChainRolloutBuffer),
+        *(DiffusionActorCriticPolicy, DiffusionActorCriticCnnPolicy, DiffusionActorCriticMultiInputPolicy),
+    )
+    policy: ChainActorCriticPolicy
     rollout_buffer: ChainRolloutBuffer
 
     def __init__(
         self,
-        policy: str | type[DiffusionActorCriticPolicy],
+        policy: str | type[ChainActorCriticPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 3e-4,
         n_steps: int = 2048,
@@ -208,28 +247,16 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         )
         check_no_sde(self.use_sde)
         TemperatureSchedule(self.ent_coef)
-        for name in ("n_steps", "batch_size", "n_epochs", "denoising_steps_per_update", "finetuned_steps"):
-            value = getattr(self, name)
-            if value is not None:
-                check_integer(name, value)
-        for name in ("clip_range", "clip_range_first_step", "max_grad_norm", "target_kl"):
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                check_positive(name, value)
-        for name in ("gamma", "gae_lambda", "gae_lambda_diffusion", "gamma_diffusion"):
-            value = getattr(self, name)
-            if value is not None:
-                check_share(name, value)
-        check_integer("critic_warmup_steps", self.critic_warmup_steps, least=0)
+        check_arguments(self, self.arguments)
         if self.finetuned_steps is not None and self.finetuned_steps > self.diffusion_steps:
             raise ValueError(f"finetuned_steps={self.finetuned_steps}: the chain has diffusion_steps={self.diffusion_steps}")
-        if not self.vf_coef >= 0:
-            raise ValueError(f"vf_coef={self.vf_coef!r}: it must be at least 0")
-        if not issubclass(self.policy_class, DiffusionActorCriticPolicy):
+        if not issubclass(self.policy_class, ChainActorCriticPolicy):
             raise ValueError(
                 f"policy={self.policy_class.__name__}: choose 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of "
-                "DiffusionActorCriticPolicy"
+                "ChainActorCriticPolicy"
             )
+        if AugmentedSpace.parse(self.observation_space, latent_dim(self.action_space), is_discrete(self.action_space)):
+            raise ValueError("DiffPPO runs the denoising steps itself: give it the environment without a DiffusionMDPWrapper")
         if self.rollout_buffer_class is not None and not issubclass(self.rollout_buffer_class, ChainRolloutBuffer):
             raise ValueError(
                 f"rollout_buffer_class={self.rollout_buffer_class.__name__}: use a subclass of ChainRolloutBuffer"
@@ -245,7 +272,6 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
             diffusion_steps=self.diffusion_steps,
             noise_schedule=self.noise_schedule,
             prior_std=self.prior_std,
-            whole_chain=True,
         )
         given = {name: value for name, value in self.policy_kwargs.items() if name != "use_sde"}
         self.policy_kwargs = merge_kwargs(type(self).__name__, "policy_kwargs", given, needed)
@@ -255,8 +281,6 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         super()._setup_model()
         # What the user gave is what load() compares with
         self.policy_kwargs, self.rollout_buffer_kwargs = given, buffer_kwargs
-        if self.policy.augmented is not None:
-            raise ValueError("DiffPPO runs the denoising steps itself: give it the environment without a DiffusionMDPWrapper")
         if self.clip_range_first_step is not None:
             self.clip_range_first_step = FloatSchedule(self.clip_range_first_step)
 
@@ -337,7 +361,7 @@ class DiffPPO(SafeAlgorithm, CheckedAlgorithm, PPO):
         :return: ``x_0 .. x_K``, (K+1, N, d); of a policy whose class has a ``forward`` of its own, which SB3 would call here,
             also the values it gives, (K, N)
         """
-        if type(self.policy).forward is DiffusionActorCriticPolicy.forward:
+        if type(self.policy).forward in (ChainActorCriticPolicy.forward, DiffusionActorCriticPolicy.forward):
             return (self.policy.sample_path(obs),)
         return self.policy(obs)[:2]
 

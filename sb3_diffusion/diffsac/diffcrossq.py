@@ -5,8 +5,8 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_diffusion.common.policies import DiffusionSACPolicy
 from sb3_diffusion.diffsac.diffsac import DiffSAC
+from sb3_diffusion.diffsac.policies import DiffusionSACPolicy
 
 
 class DiffCrossQ(DiffSAC):

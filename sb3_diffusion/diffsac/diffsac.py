@@ -4,10 +4,9 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_diffusion.common.arguments import Kind, choice
 from sb3_diffusion.common.chain import Chain, Visits
-from sb3_diffusion.common.checks import optimize
 from sb3_diffusion.common.losses import (
-    draw_steps,
     effective_samples,
     forward_kl_loss,
     latent_value,
@@ -16,7 +15,7 @@ from sb3_diffusion.common.losses import (
     pathwise_loss,
     step_loss,
 )
-from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm, Info
+from sb3_diffusion.diffsac.off_policy import DiffusionOffPolicyAlgorithm, Info
 from sb3_diffusion.diffsac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 ACTOR_LOSSES = ("adjoint", "mixed_adjoint", "diffusion_value", "pathwise")
@@ -107,87 +106,29 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    actor_losses = ACTOR_LOSSES
+    arguments: ClassVar[dict[str, Kind]] = {**DiffusionOffPolicyAlgorithm.arguments, "actor_loss": choice(ACTOR_LOSSES)}
 
-    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        self._start_training()
-        infos = []
-        for _ in range(gradient_steps):
-            replay_data, ent_coef, update_actor = self._sample_batch(batch_size)
-            obs, next_obs = replay_data.observations, replay_data.next_observations
-            if update_actor:
-                context = self._encode_for_update(obs)  # (n B, W)
-                chain, visits, log_prob, next_actions, next_log_prob = self._sample_chains(context, next_obs)
-            else:
-                with th.no_grad():
-                    next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
-            info = self._update_critics(replay_data, next_actions, next_log_prob, ent_coef)
-            if update_actor:
-                info.update(self._update_temperature(log_prob))
-                info.update(self._update_actor(obs, context, chain, visits, ent_coef))
-            self._update_target_critics()
-            infos.append(info)
-        self._record(infos)
-
-    def _sample_chains(
-        self, context: th.Tensor, next_obs: PyTorchObs
-    ) -> tuple[Chain, Visits | None, th.Tensor, th.Tensor, th.Tensor]:
+    def _actor_loss(
+        self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits, ent_coef: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, Info]:
         """
-        Sample actions at these and at the next observations, in one batch unless gradients have to pass through the chain.
-
-        :param context: encoded observations, n times, (n B, W)
-        :param next_obs: next observations
-        :return: the chains at the observations, or their ends and the steps that the actor's update takes once more; what
-            stands for the log-probability of their actions, (n B,); the actions at the next observations, (B, d), and what
-            stands for theirs, (B,)
+        ``alpha sum_k log(q_k / r_k) - V_0(s, x_0)`` by one of the estimators of its gradient, or the forward divergence.
         """
-        schedule, process, n_chains = self.actor.schedule, self.actor.process, len(context)
+        actor, x_0 = self.actor, chain.x[0]
+        schedule, process = actor.schedule, actor.process
         if self.actor_loss == "pathwise":
+            value, gradient = latent_value_and_gradient(self._make_value_fn(obs), schedule, x_0, ent_coef)
+            return pathwise_loss(chain, gradient, ent_coef), value, {}
+        control = actor.control_fn(context)(visits.x, visits.steps)
+        if self.divergence == "forward":
             with th.no_grad():
-                next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
-            chain = self.actor.sample(context)
-            return chain, None, process.action_log_prob(schedule, chain).detach(), next_actions, next_log_prob
-        steps = draw_steps(schedule.diffusion_steps, self.denoising_steps_per_update, n_chains, context.device)
-        with th.no_grad():
-            chains = self.actor.sample(th.cat((context, self.actor.encode(next_obs))))
-            log_prob, next_log_prob = process.action_log_prob(schedule, chains).tensor_split([n_chains])
-            chain, next_actions = chains.first(n_chains), process.to_action(chains.x[0][n_chains:])
-            return chain.end(), chain.visit(steps), log_prob, next_actions, next_log_prob
-
-    def _update_actor(
-        self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits | None, ent_coef: th.Tensor
-    ) -> Info:
-        """
-        One step down ``alpha sum_k log(q_k / r_k) - V_0(s, x_0)``, by one of the estimators of its gradient, or down the
-        forward divergence.
-
-        :param obs: observations
-        :param context: encoded observations, n times, with gradients, (n B, W)
-        :param chain: chains of the current policy
-        :param visits: steps of these chains to take once more; None to back-propagate through the chains
-        :param ent_coef: temperature alpha
-        :return: what to log
-        """
-        schedule, q_fn, control_fn = self.actor.schedule, self._make_value_fn(obs), self.actor.control_fn(context)
-        if self.divergence == "forward" and visits is not None:
-            process, x_0 = self.actor.process, chain.x[0]
-            with th.no_grad():
-                value = latent_value(q_fn(process.to_action(x_0)), process.terminal_log_prob(schedule, x_0), ent_coef)
+                value = latent_value(
+                    self._make_value_fn(obs)(process.to_action(x_0)), process.terminal_log_prob(schedule, x_0), ent_coef
+                )
             weights = path_weights(chain, value, ent_coef, self.n_action_samples)
-            control = control_fn(visits.x, visits.steps)
             step_log_prob = process.log_prob(schedule, control, visits.x, visits.x_prev, visits.steps)  # (M, n B)
             loss = forward_kl_loss(step_log_prob, weights, self.n_action_samples, schedule.diffusion_steps)
-            info = {"diffusion/effective_samples": effective_samples(weights, self.n_action_samples)}
-        else:
-            value, gradient = latent_value_and_gradient(q_fn, schedule, chain.x[0], ent_coef)
-            if visits is None:
-                loss, info = pathwise_loss(chain, gradient, ent_coef), {}
-            else:
-                u, rho = control_fn(visits.x, visits.steps)
-                step_gradient, info = self._step_value_gradient(obs, chain, visits, rho, value, gradient, ent_coef)
-                loss = step_loss(schedule, u, rho, visits, step_gradient, ent_coef)
-        loss = loss + self._demonstration_loss(len(chain.x[0]) // self.n_action_samples)
-        optimize(self.actor.optimizer, "actor loss", loss, value=value, x_0=chain.x[0], ent_coef=ent_coef)
-        info["train/actor_loss"] = (ent_coef * chain.log_ratio.detach().sum(dim=0) - value).mean()
-        info.update(self._describe_chain(chain))
-        return info
+            return loss, value, {"diffusion/effective_samples": effective_samples(weights, self.n_action_samples)}
+        u, rho = control
+        value, step_gradient, info = self._step_value_gradient(obs, chain, visits, rho, ent_coef)
+        return step_loss(schedule, u, rho, visits, step_gradient, ent_coef), value, info

@@ -1,12 +1,13 @@
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_diffusion.common.policies import DiffusionSACPolicy
+from sb3_diffusion.common.arguments import Kind, whole
 from sb3_diffusion.diffsac.diffsac import DiffSAC
+from sb3_diffusion.diffsac.policies import DiffusionSACPolicy
 
 
 class DiffTQC(DiffSAC):
@@ -25,6 +26,8 @@ class DiffTQC(DiffSAC):
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: for an argument that is out of range, saying what is allowed
     """
+
+    arguments: ClassVar[dict[str, Kind]] = {**DiffSAC.arguments, "top_quantiles_to_drop_per_net": whole()}
 
     def __init__(
         self,

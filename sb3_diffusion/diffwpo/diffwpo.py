@@ -7,11 +7,12 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 
-from sb3_diffusion.common.chain import Visits, action_log_prob, kernel_kl_by_part
-from sb3_diffusion.common.checks import check_integer, check_positive, optimize
-from sb3_diffusion.common.losses import draw_steps, latent_value_and_gradient, trust_region_loss, wasserstein_loss
-from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm, Info
-from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
+from sb3_diffusion.common.arguments import FLAG, POSITIVE, Kind, choice, number, whole
+from sb3_diffusion.common.chain import Chain, Visits, kernel_kl_by_part
+from sb3_diffusion.common.checks import optimize
+from sb3_diffusion.common.losses import trust_region_loss, wasserstein_loss
+from sb3_diffusion.diffsac.off_policy import DiffusionOffPolicyAlgorithm, Info
+from sb3_diffusion.diffsac.policies import DiffusionActor, DiffusionSACPolicy
 from sb3_diffusion.diffwpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 # What the multipliers aim at, as a share of the bounds: a learned multiplier holds its KL at the aim in the mean, now above
@@ -57,7 +58,16 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    actor_losses = ("adjoint", "mixed_adjoint", "diffusion_value")
+    arguments: ClassVar[dict[str, Kind]] = {
+        **DiffusionOffPolicyAlgorithm.arguments,
+        "actor_loss": choice(("adjoint", "mixed_adjoint", "diffusion_value")),
+        "fisher_rescaling": FLAG,
+        "kl_bound_mean": POSITIVE,
+        "kl_bound_std": POSITIVE,
+        "kl_coef": number(KL_COEF_MIN, KL_COEF_MAX),
+        "kl_coef_learning_rate": number(0),
+        "target_policy_update_interval": whole(1),
+    }
     actor_target: DiffusionActor
 
     def __init__(
@@ -160,16 +170,6 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
             _init_setup_model=_init_setup_model,
         )
 
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
-        check_integer("target_policy_update_interval", self.target_policy_update_interval)
-        for name in ("kl_bound_mean", "kl_bound_std"):
-            check_positive(name, getattr(self, name))
-        if not KL_COEF_MIN <= self.kl_coef <= KL_COEF_MAX:
-            raise ValueError(f"kl_coef={self.kl_coef!r}: it must be between {KL_COEF_MIN} and {KL_COEF_MAX}")
-        if self.kl_coef_learning_rate != 0:
-            check_positive("kl_coef_learning_rate", self.kl_coef_learning_rate)
-
     def _get_needed_policy_kwargs(self) -> dict[str, Any]:
         return {**super()._get_needed_policy_kwargs(), "use_actor_target": True}
 
@@ -183,37 +183,20 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         assert self.policy.actor_target is not None
         self.actor_target = self.policy.actor_target
 
-    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        self._start_training()
-        infos = []
-        for _ in range(gradient_steps):
-            replay_data, ent_coef, update_actor = self._sample_batch(batch_size)
-            with th.no_grad():
-                next_actions, next_log_prob = self.actor.action_log_prob(replay_data.next_observations)
-            info = self._update_critics(replay_data, next_actions, next_log_prob, ent_coef)
-            if update_actor:
-                obs = replay_data.observations
-                context = self._encode_for_update(obs)  # (n B, W)
-                steps = draw_steps(self.diffusion_steps, self.denoising_steps_per_update, len(context), context.device)
-                with th.no_grad():
-                    chain = self.actor.sample(context)
-                visits = chain.visit(steps)
-                info.update(self._update_temperature(action_log_prob(self.actor.schedule, chain)))
-                q_fn = self._make_value_fn(obs)
-                value, gradient = latent_value_and_gradient(q_fn, self.actor.schedule, chain.x[0], ent_coef)
-                u, rho = self.actor.control_fn(context)(visits.x, visits.steps)
-                step_gradient, value_info = self._step_value_gradient(obs, chain, visits, rho, value, gradient, ent_coef)
-                loss = wasserstein_loss(self.actor.schedule, u, rho, visits, step_gradient, ent_coef, self.fisher_rescaling)
-                penalty, kl_info = self._update_trust_region(obs, visits, u, rho)
-                loss = loss + penalty + self._demonstration_loss(batch_size)
-                optimize(self.actor.optimizer, "actor loss", loss, q_value_gradient=gradient, u=u, rho=rho)
-                info["train/actor_loss"] = (ent_coef * chain.log_ratio.sum(dim=0) - value).mean()
-                info.update(value_info, **kl_info, **self._describe_chain(chain))
-            self._update_target_critics()
-            if self._n_updates % self.target_policy_update_interval == 0:
-                self.actor_target.load_state_dict(self.actor.state_dict())
-            infos.append(info)
-        self._record(infos)
+    def _actor_loss(
+        self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits, ent_coef: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, Info]:
+        """The loss of Wasserstein policy optimisation within the trust region."""
+        u, rho = self.actor.control_fn(context)(visits.x, visits.steps)
+        value, step_gradient, info = self._step_value_gradient(obs, chain, visits, rho, ent_coef)
+        loss = wasserstein_loss(self.actor.schedule, u, rho, visits, step_gradient, ent_coef, self.fisher_rescaling)
+        penalty, kl_info = self._update_trust_region(obs, visits, u, rho)
+        return loss + penalty, value, {**info, **kl_info}
+
+    def _update_targets(self) -> None:
+        super()._update_targets()
+        if self._n_updates % self.target_policy_update_interval == 0:
+            self.actor_target.load_state_dict(self.actor.state_dict())
 
     def _update_trust_region(self, obs: PyTorchObs, visits: Visits, u: th.Tensor, rho: th.Tensor) -> tuple[th.Tensor, Info]:
         """

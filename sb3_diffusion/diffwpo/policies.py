@@ -1,5 +1,3 @@
-from sb3_diffusion.common.policies import DiffusionSACCnnPolicy, DiffusionSACMultiInputPolicy, DiffusionSACPolicy
-
-MlpPolicy = DiffusionSACPolicy
-CnnPolicy = DiffusionSACCnnPolicy
-MultiInputPolicy = DiffusionSACMultiInputPolicy
+from sb3_diffusion.diffsac.policies import CnnPolicy as CnnPolicy
+from sb3_diffusion.diffsac.policies import MlpPolicy as MlpPolicy
+from sb3_diffusion.diffsac.policies import MultiInputPolicy as MultiInputPolicy

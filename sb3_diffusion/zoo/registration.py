@@ -47,7 +47,7 @@ def patch_module(module: ModuleType) -> None:
     :param module: ``rl_zoo3.utils``, ``rl_zoo3.hyperparams_opt`` or ``rl_zoo3.exp_manager``
     """
     if module.__name__ == "rl_zoo3.utils":
-        from sb3_diffusion.loading import ALGORITHMS as CLASSES
+        from sb3_diffusion.saving.safe_load import ALGORITHMS as CLASSES
 
         for name, algorithm in CLASSES.items():
             module.ALGOS.setdefault(name.lower(), algorithm)

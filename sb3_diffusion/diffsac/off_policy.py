@@ -1,6 +1,5 @@
 """What the off-policy algorithms share: everything around the update of the actor."""
 
-import math
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -24,25 +23,36 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.sac import SAC
 from torch.nn import functional as F
 
+from sb3_diffusion.common.arguments import (
+    FRACTION,
+    POSITIVE,
+    Kind,
+    check_arguments,
+    choice,
+    number,
+    optional,
+    scheduled,
+    whole,
+)
 from sb3_diffusion.common.batch_renorm import set_batch_renorm_training
 from sb3_diffusion.common.categories import DISCRETE_SPACES, check_stored_action_space, is_discrete
 from sb3_diffusion.common.chain import Chain, Visits, take_steps
-from sb3_diffusion.common.checks import (
-    check_at_least,
-    check_choice,
-    check_integer,
-    check_no_sde,
-    check_positive,
-    check_share,
-    merge_kwargs,
-    optimize,
+from sb3_diffusion.common.checks import check_no_sde, merge_kwargs, optimize, parse_auto
+from sb3_diffusion.common.env_checks import EnvCheckMixin, check_transition, report_dead_workers
+from sb3_diffusion.common.losses import (
+    ValueFn,
+    draw_steps,
+    latent_value_and_gradient,
+    lean_adjoint,
+    mixed_adjoint,
+    returns_along_chain,
+    value_and_gradient,
 )
-from sb3_diffusion.common.critics import CRITIC_RULES
-from sb3_diffusion.common.env_checks import CheckedAlgorithm, check_transition, report_dead_workers
-from sb3_diffusion.common.losses import ValueFn, lean_adjoint, mixed_adjoint, returns_along_chain, value_and_gradient
-from sb3_diffusion.common.policies import DiffusionActor, DiffusionSACPolicy
-from sb3_diffusion.common.replay import join_transitions, sample_transitions
-from sb3_diffusion.common.safe_load import SafeAlgorithm
+from sb3_diffusion.common.noise_schedule import MAX_DIFFUSION_STEPS, NOISE_SCHEDULES
+from sb3_diffusion.diffsac.critics import CRITIC_RULES
+from sb3_diffusion.diffsac.policies import DiffusionActor, DiffusionSACPolicy
+from sb3_diffusion.diffsac.replay import join_transitions, sample_transitions
+from sb3_diffusion.saving.safe_load import SafeLoadMixin
 
 SelfDiffusionOffPolicyAlgorithm = TypeVar("SelfDiffusionOffPolicyAlgorithm", bound="DiffusionOffPolicyAlgorithm")
 
@@ -61,14 +71,31 @@ class ChainActions(OffPolicyAlgorithm):
         super().__init__(*args, **{**kwargs, "supported_action_spaces": (spaces.Box, *DISCRETE_SPACES)})
 
 
-class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC, ChainActions):
+class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainActions, abstract=True):
     """
     SAC's machinery for a diffusion policy: soft critics on the bound of the entropy, the automatic temperature, and the
-    gradients of the values along the chain. A subclass updates the actor in its ``train``. The arguments are
+    gradients of the values along the chain. A subclass says what the actor descends, in its ``_actor_loss``. The arguments are
     :class:`.DiffSAC`'s.
     """
 
-    actor_losses: ClassVar[tuple[str, ...]]
+    arguments: ClassVar[dict[str, Kind]] = {
+        "gamma": FRACTION,
+        "tau": FRACTION,
+        "target_update_interval": whole(1),
+        "qf_learning_rate": optional(scheduled(POSITIVE)),
+        "policy_delay": whole(1),
+        "critic_type": choice(CRITIC_RULES),
+        "replay_recency": number(1),
+        "diffusion_steps": whole(1, MAX_DIFFUSION_STEPS),
+        "noise_schedule": choice(NOISE_SCHEDULES),
+        "prior_std": POSITIVE,
+        "denoising_steps_per_update": whole(1),
+        "n_action_samples": whole(1),
+        "divergence": choice(("reverse", "forward")),
+        "demonstration_share": FRACTION,
+        "demonstration_coef": number(0),
+        "critic_warmup_steps": whole(),
+    }
     policy: DiffusionSACPolicy
     actor: DiffusionActor  # type: ignore[assignment]
     critic: BaseModel  # type: ignore[assignment]
@@ -174,9 +201,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC, ChainAct
         :raises ValueError: for an argument that is out of range
         """
         check_no_sde(self.use_sde)
-        check_choice("actor_loss", self.actor_loss, self.actor_losses)
-        check_choice("critic_type", self.critic_type, CRITIC_RULES)
-        check_choice("divergence", self.divergence, ("reverse", "forward"))
+        check_arguments(self, self.arguments)
         if is_discrete(self.action_space):
             self._check_discrete()
         if self.divergence == "forward" and self.actor_loss != "adjoint":
@@ -186,17 +211,8 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC, ChainAct
             )
         if self.divergence == "forward" and self.n_action_samples == 1:
             raise ValueError("n_action_samples=1: divergence='forward' weighs chains against each other, choose 2 or more")
-        check_integer("critic_warmup_steps", self.critic_warmup_steps, least=0)
-        check_at_least("demonstration_coef", self.demonstration_coef, 0.0)
         if self.demonstration_coef > 0 and self.demonstration_share == 0:
             raise ValueError(f"demonstration_coef={self.demonstration_coef}: it needs a demonstration_share above 0")
-        for name in ("gamma", "tau", "demonstration_share"):
-            check_share(name, getattr(self, name))
-        for name in ("policy_delay", "denoising_steps_per_update", "n_action_samples", "target_update_interval"):
-            check_integer(name, getattr(self, name))
-        check_at_least("replay_recency", self.replay_recency, 1.0)
-        if self.qf_learning_rate is not None and not callable(self.qf_learning_rate):
-            check_positive("qf_learning_rate", self.qf_learning_rate)
         parse_auto("ent_coef", self.ent_coef, positive=True)
         if not issubclass(self.policy_class, DiffusionSACPolicy):
             raise ValueError(
@@ -262,6 +278,26 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC, ChainAct
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
         self.qf_lr_schedule = None if self.qf_learning_rate is None else FloatSchedule(self.qf_learning_rate)
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        self._start_training()
+        infos = []
+        for _ in range(gradient_steps):
+            replay_data, ent_coef, update_actor = self._sample_batch(batch_size)
+            obs, next_obs = replay_data.observations, replay_data.next_observations
+            if update_actor:
+                context = self._encode_for_update(obs)  # (n B, W)
+                chain, visits, log_prob, next_actions, next_log_prob = self._sample_chains(context, next_obs)
+            else:
+                with th.no_grad():
+                    next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
+            info = self._update_critics(replay_data, next_actions, next_log_prob, ent_coef)
+            if update_actor:
+                info.update(self._update_temperature(log_prob))
+                info.update(self._update_actor(obs, context, chain, visits, ent_coef))
+            self._update_targets()
+            infos.append(info)
+        self._record(infos)
 
     def _start_training(self) -> None:
         """
@@ -343,6 +379,60 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC, ChainAct
         set_batch_renorm_training(self.actor.score_network, False)
         return context if self.n_action_samples == 1 else context.repeat(self.n_action_samples, 1)
 
+    def _sample_chains(
+        self, context: th.Tensor, next_obs: PyTorchObs
+    ) -> tuple[Chain, Visits, th.Tensor, th.Tensor, th.Tensor]:
+        """
+        Sample actions at these and at the next observations, in one batch unless gradients have to pass through the chain.
+
+        :param context: encoded observations, n times, (n B, W)
+        :param next_obs: next observations
+        :return: the chains at the observations, or their ends alone where no gradient passes through them; the steps of them
+            that the actor's update takes once more; what stands for the log-probability of their actions, (n B,); the actions
+            at the next observations, (B, d), and what stands for theirs, (B,)
+        """
+        schedule, process, n_chains = self.actor.schedule, self.actor.process, len(context)
+        steps = draw_steps(schedule.diffusion_steps, self.denoising_steps_per_update, n_chains, context.device)
+        if self.actor_loss == "pathwise":
+            with th.no_grad():
+                next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
+            chain = self.actor.sample(context)
+            log_prob = process.action_log_prob(schedule, chain).detach()
+            return chain, chain.visit(steps), log_prob, next_actions, next_log_prob
+        with th.no_grad():
+            chains = self.actor.sample(th.cat((context, self.actor.encode(next_obs))))
+            log_prob, next_log_prob = process.action_log_prob(schedule, chains).tensor_split([n_chains])
+            chain, next_actions = chains.first(n_chains), process.to_action(chains.x[0][n_chains:])
+            return chain.end(), chain.visit(steps), log_prob, next_actions, next_log_prob
+
+    def _update_actor(self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits, ent_coef: th.Tensor) -> Info:
+        """
+        One step down :meth:`_actor_loss`, and the demonstrations' loss if there is one.
+
+        :param obs: observations, B of them
+        :param context: encoded observations, n times, with gradients, (n B, W)
+        :param chain: chains of the current policy
+        :param visits: steps of these chains to take once more, (M, n B)
+        :param ent_coef: temperature alpha
+        :return: what to log
+        """
+        loss, value, info = self._actor_loss(obs, context, chain, visits, ent_coef)
+        loss = loss + self._demonstration_loss(len(chain.x[0]) // self.n_action_samples)
+        optimize(self.actor.optimizer, "actor loss", loss, value=value, x_0=chain.x[0], ent_coef=ent_coef)
+        info["train/actor_loss"] = (ent_coef * chain.log_ratio.detach().sum(dim=0) - value).mean()
+        return {**info, **self._describe_chain(chain)}
+
+    def _actor_loss(
+        self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits, ent_coef: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, Info]:
+        """
+        The arguments are those of :meth:`_update_actor`.
+
+        :return: loss, a scalar, of which the gradient alone has a meaning; the latent values ``V_0(s, x_0)``, (n B,); what to
+            log
+        """
+        raise NotImplementedError
+
     def _update_critics(
         self, replay_data: ReplayBufferSamples, next_actions: th.Tensor, next_log_prob: th.Tensor, ent_coef: th.Tensor
     ) -> Info:
@@ -366,7 +456,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC, ChainAct
         optimize(self.critic.optimizer, "critic loss", loss, **parts)
         return {"train/critic_loss": loss, "train/ent_coef": ent_coef}
 
-    def _update_target_critics(self) -> None:
+    def _update_targets(self) -> None:
         """End a gradient step. After the actor's update, which is in the running statistics of batch norm, too."""
         if self._n_updates % self.target_update_interval == 0:
             self.policy.critic_rule.update_target(self.critic, self.critic_target, self.tau)
@@ -394,15 +484,8 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC, ChainAct
         return lambda actions: value_fn(self.actor.process.critic_input(actions))
 
     def _step_value_gradient(
-        self,
-        obs: PyTorchObs,
-        chain: Chain,
-        visits: Visits,
-        rho: th.Tensor,
-        value: th.Tensor,
-        gradient: th.Tensor,
-        ent_coef: th.Tensor,
-    ) -> tuple[th.Tensor, Info]:
+        self, obs: PyTorchObs, chain: Chain, visits: Visits, rho: th.Tensor, ent_coef: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, Info]:
         """
         Gradients of the values of the steps of the chain, by the lean adjoint, by the mixed one, or by the diffusion value
         network, which is first fitted to the returns along the chain.
@@ -411,15 +494,15 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC, ChainAct
         :param chain: ends of n chains of each observation, one after the other
         :param visits: steps of these chains, (M, n B)
         :param rho: log-ratio of the standard deviations there, (M, n B, d)
-        :param value: ``V_0(s, x_0)``, (n B,)
-        :param gradient: gradient of ``V_0(s, x_0)``, (n B, d)
         :param ent_coef: temperature alpha
-        :return: gradient of ``V_{k-1}(s, x_{k-1})`` of the given steps, (M, n B, d), and what to log
+        :return: ``V_0(s, x_0)``, (n B,); gradient of ``V_{k-1}(s, x_{k-1})`` of the given steps, (M, n B, d); what to log
         """
+        schedule = self.actor.schedule
+        value, gradient = latent_value_and_gradient(self._make_value_fn(obs), schedule, chain.x[0], ent_coef)
         if self.actor_loss == "adjoint":
-            return lean_adjoint(self.actor.schedule, visits.steps, gradient), {}
+            return value, lean_adjoint(schedule, visits.steps, gradient), {}
         if self.actor_loss == "mixed_adjoint":
-            return mixed_adjoint(self.actor.schedule, visits, chain.x[0], rho, gradient, ent_coef), {}
+            return value, mixed_adjoint(schedule, visits, chain.x[0], rho, gradient, ent_coef), {}
         value_net = self.policy.diffusion_value
         assert value_net is not None
         context = value_net.encode(obs)
@@ -432,7 +515,7 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC, ChainAct
             context = context.repeat(self.n_action_samples, 1)
         _, step_gradient = value_and_gradient(lambda x: value_net(context, x, visits.steps - 1), visits.x_prev)
         step_gradient = th.where((visits.steps == 1).unsqueeze(-1), gradient, step_gradient)
-        return step_gradient, {"diffusion/value_loss": loss}
+        return value, step_gradient, {"diffusion/value_loss": loss}
 
     def _describe_chain(self, chain: Chain) -> Info:
         """
@@ -508,23 +591,3 @@ class DiffusionOffPolicyAlgorithm(SafeAlgorithm, CheckedAlgorithm, SAC, ChainAct
         if self.policy.diffusion_value is not None:
             state_dicts = [*state_dicts, "policy.diffusion_value.optimizer"]
         return state_dicts, saved_pytorch_variables
-
-
-def parse_auto(name: str, value: str | float, positive: bool = False) -> tuple[bool, float]:
-    """
-    :param name: name of an argument
-    :param value: its value: a number, ``"auto"`` or ``"auto_<positive number>"``
-    :param positive: whether a plain number must be positive, too
-    :return: whether it is automatic, and its number, 1 for ``"auto"``
-    :raises ValueError: if it is none of these or not finite
-    """
-    text = str(value)
-    automatic = text.startswith("auto")
-    try:
-        number = 1.0 if text == "auto" else float(text.removeprefix("auto_"))
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or (number <= 0 and (automatic or positive)):
-        kind = "positive" if positive else "finite"
-        raise ValueError(f"{name}={value!r}: choose a {kind} number, 'auto' or 'auto_<positive number>'")
-    return automatic, number

@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from stable_baselines3.common.type_aliases import Schedule
+
+from sb3_diffusion.saving.json_codec import expect, is_schedule, register_schedule
 
 SHAPES: dict[str, Callable[[float, float, float], float]] = {
     "lin": lambda start, end, progress: end + (start - end) * progress,
@@ -56,3 +59,17 @@ class TemperatureSchedule:
         if not 0 <= value < math.inf:
             raise ValueError(f"ent_coef({progress_remaining})={value}: a temperature must be finite and at least 0")
         return value
+
+
+def make_temperature_schedule(ent_coef: Any) -> TemperatureSchedule:
+    """
+    :param ent_coef: what a file says, which may be anything
+    :return: the schedule
+    :raises UnsafeModelError: if it is neither a number, a text nor a schedule
+    """
+    known = isinstance(ent_coef, str) or is_schedule(ent_coef)
+    expect(known, "TemperatureSchedule of what is neither a number nor a schedule")
+    return TemperatureSchedule(ent_coef)
+
+
+register_schedule(TemperatureSchedule, make_temperature_schedule, "ent_coef")

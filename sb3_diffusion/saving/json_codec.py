@@ -25,26 +25,15 @@ from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import nn
 
-from sb3_diffusion.common.archive import UnsafeModelError, show
-from sb3_diffusion.common.buffers import ChainRolloutBuffer, DictChainRolloutBuffer
+from sb3_diffusion.common.arguments import MAX_INTEGER, is_integer, is_number
 from sb3_diffusion.common.graph_denoiser import GraphDenoiser
-from sb3_diffusion.common.policies import (
-    DiffusionActorCriticCnnPolicy,
-    DiffusionActorCriticMultiInputPolicy,
-    DiffusionActorCriticPolicy,
-    DiffusionSACCnnPolicy,
-    DiffusionSACMultiInputPolicy,
-    DiffusionSACPolicy,
-)
-from sb3_diffusion.common.temperature import TemperatureSchedule
+from sb3_diffusion.saving.archive import UnsafeModelError, show
 
 MAX_DEPTH = 16
 
 # Bytes of the JSON, and signs of it that may each become an object many times as long
 MAX_JSON_SIZE = 64 * 2**20
 MAX_JSON_ITEMS = 300_000
-
-MAX_INTEGER = 2**63
 
 ACTIVATIONS = {
     f"torch.nn.{name}": getattr(nn, name)
@@ -62,14 +51,6 @@ EXTRACTORS = {f"stable_baselines3.{cls.__name__}": cls for cls in (CombinedExtra
 REPLAY_BUFFERS = {
     f"stable_baselines3.{cls.__name__}": cls for cls in (DictReplayBuffer, HerReplayBuffer, NStepReplayBuffer, ReplayBuffer)
 }
-ROLLOUT_BUFFERS = {f"sb3_diffusion.{cls.__name__}": cls for cls in (ChainRolloutBuffer, DictChainRolloutBuffer)}
-POLICIES = {
-    f"sb3_diffusion.{cls.__name__}": cls
-    for cls in (
-        *(DiffusionSACPolicy, DiffusionSACCnnPolicy, DiffusionSACMultiInputPolicy),
-        *(DiffusionActorCriticPolicy, DiffusionActorCriticCnnPolicy, DiffusionActorCriticMultiInputPolicy),
-    )
-}
 DENOISERS = {"sb3_diffusion.GraphDenoiser": GraphDenoiser}
 DTYPES = {f"numpy.{name}": getattr(np, name) for name in ("float32", "float64")}
 
@@ -79,12 +60,19 @@ CLASSES: dict[str, type] = {
     **OPTIMIZERS,
     **EXTRACTORS,
     **REPLAY_BUFFERS,
-    **ROLLOUT_BUFFERS,
-    **POLICIES,
     **DENOISERS,
     **DTYPES,
 }
 CLASS_NAMES = {cls: name for name, cls in CLASSES.items()}
+
+
+def register_classes(*classes: type) -> None:
+    """
+    :param classes: classes of this package that files may name from now on
+    """
+    for cls in classes:
+        name = f"sb3_diffusion.{cls.__name__}"
+        CLASSES[name], CLASS_NAMES[cls] = cls, name
 
 
 class NotPlain(TypeError):
@@ -113,25 +101,6 @@ def expect(condition: bool, problem: str) -> None:
     """
     if not condition:
         raise UnsafeModelError(problem)
-
-
-def is_number(value: Any) -> bool:
-    """
-    :param value: anything
-    :return: whether it is a finite real number
-    """
-    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return bool(real and math.isfinite(value))
-
-
-def is_integer(value: Any, low: int = 0, high: int = MAX_INTEGER) -> bool:
-    """
-    :param value: anything
-    :param low: least value
-    :param high: greatest value
-    :return: whether it is an integer in this range
-    """
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(low <= value <= high)
 
 
 def is_array(value: Any, kinds: str) -> bool:
@@ -178,13 +147,6 @@ def make_with_numbers(cls: type) -> Callable[..., Any]:
 def make_float_schedule(value_schedule: Any) -> FloatSchedule:
     expect(is_schedule(value_schedule), "FloatSchedule of what is neither a number nor a schedule")
     return FloatSchedule(value_schedule)
-
-
-def make_temperature_schedule(ent_coef: Any) -> TemperatureSchedule:
-    expect(
-        isinstance(ent_coef, str) or is_schedule(ent_coef), "TemperatureSchedule of what is neither a number nor a schedule"
-    )
-    return TemperatureSchedule(ent_coef)
 
 
 def make_zoo_schedule(initial_value: Any) -> Any:
@@ -259,7 +221,7 @@ def make_vectorized_noise(base_noise: Any, noises: Any) -> VectorizedActionNoise
 
 
 ZOO_SCHEDULE = "rl_zoo3.utils.SimpleLinearSchedule"
-SCHEDULES = (FloatSchedule, ConstantSchedule, LinearSchedule, TemperatureSchedule)
+SCHEDULES: list[type] = [FloatSchedule, ConstantSchedule, LinearSchedule]
 FLAT_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 NOISES = (NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise)
 
@@ -280,7 +242,6 @@ FORMS: dict[str, Form] = {
     "ConstantSchedule": form(ConstantSchedule, make_with_numbers(ConstantSchedule), "val"),
     "LinearSchedule": form(LinearSchedule, make_with_numbers(LinearSchedule), "start", "end", "end_fraction"),
     "SimpleLinearSchedule": Form(ZOO_SCHEDULE, {"initial_value": "initial_value"}, make_zoo_schedule),
-    "TemperatureSchedule": form(TemperatureSchedule, make_temperature_schedule, "ent_coef"),
     "TrainFreq": form(TrainFreq, make_train_freq, "frequency", "unit"),
     "TrainFrequencyUnit": form(TrainFrequencyUnit, TrainFrequencyUnit, "value"),
     "GoalSelectionStrategy": form(GoalSelectionStrategy, GoalSelectionStrategy, "value"),
@@ -299,6 +260,17 @@ FORMS: dict[str, Form] = {
     "VectorizedActionNoise": form(VectorizedActionNoise, make_vectorized_noise, "base_noise", "noises"),
 }
 FORM_NAMES = {of_type.type_name: name for name, of_type in FORMS.items()}
+
+
+def register_schedule(cls: type, make: Callable[..., Any], *names: str) -> None:
+    """
+    :param cls: class of schedules that files may hold from now on
+    :param make: makes one of what a file says, which may be anything
+    :param names: its keyword arguments, which are attributes of the same name
+    """
+    SCHEDULES.append(cls)
+    FORMS[cls.__name__] = form(cls, make, *names)
+    FORM_NAMES[type_name(cls)] = cls.__name__
 
 
 def encode(value: Any, depth: int = 0) -> Any:

@@ -7,42 +7,45 @@ import pathlib
 import warnings
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.save_util import open_path, recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv, TrainFreq
 from stable_baselines3.common.utils import check_for_correct_spaces, get_device, get_system_info
 from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from torch.overrides import TorchFunctionMode
 
-from sb3_diffusion.common.archive import UnsafeModelError, load_tensors, read_entries, show
+from sb3_diffusion.common.arguments import FLAG, TEXT, Kind, either, is_integer, is_number, number, optional, whole
 from sb3_diffusion.common.carried_settings import find_other_settings
-from sb3_diffusion.common.files import write_whole
-from sb3_diffusion.common.plain import (
+from sb3_diffusion.saving.archive import UnsafeModelError, load_tensors, read_entries, show
+from sb3_diffusion.saving.files import write_whole
+from sb3_diffusion.saving.json_codec import (
     ACTIVATIONS,
     DENOISERS,
     EXTRACTORS,
     FLAT_SPACES,
     NOISES,
     OPTIMIZERS,
-    REPLAY_BUFFERS,
-    ROLLOUT_BUFFERS,
     NotPlain,
     decode,
     encode,
     expect,
-    is_integer,
-    is_number,
     is_schedule,
     parse,
+    register_classes,
 )
 
-SelfSafeAlgorithm = TypeVar("SelfSafeAlgorithm", bound="SafeAlgorithm")
+SelfSafeLoadMixin = TypeVar("SelfSafeLoadMixin", bound="SafeLoadMixin")
+
+PACKAGE = f"{__name__.partition('.')[0]}."
+# Algorithms of this package by name, as they are defined
+ALGORITHMS: dict[str, type["SafeLoadMixin"]] = {}
 
 SETTINGS = "sb3_diffusion.json"
 SYSTEM_INFO = "system_info.txt"
@@ -69,7 +72,7 @@ DERIVED = {
 }
 
 # Far beyond use, and small enough that a model is built and acts at once
-MAX_DIFFUSION_STEPS = 10_000
+MAX_N_STEPS = 10_000
 MAX_LAYERS = 64
 MAX_QUANTILES = 10_000
 MAX_TRANSITIONS = 10**7
@@ -80,58 +83,20 @@ MAX_ENVS = 10**4
 POLICY_SIZE_FACTOR, POLICY_SIZE_EXTRA = 2, 2**20
 
 
-class Kind(NamedTuple):
-    """
-    What a setting may be.
-
-    :param text: what it is called in an error
-    :param holds: whether a value is of the kind
-    """
-
-    text: str
-    holds: Callable[[Any], bool]
-
-
-def whole(low: int = 0, high: int = 2**63) -> Kind:
-    """
-    :param low: least value
-    :param high: greatest value
-    :return: integers in this range
-    """
-    return Kind(f"an integer from {low} to {high}", lambda value: is_integer(value, low, high))
-
-
-def number(low: float = -math.inf, high: float = math.inf) -> Kind:
-    """
-    :param low: least value
-    :param high: greatest value
-    :return: finite numbers in this range
-    """
-    return Kind(f"a finite number from {low} to {high}", lambda value: is_number(value) and low <= value <= high)
-
-
-def optional(kind: Kind) -> Kind:
-    """
-    :param kind: a kind
-    :return: the kind, or None
-    """
-    return Kind(f"None or {kind.text}", lambda value: value is None or kind.holds(value))
-
-
-def either(*kinds: Kind) -> Kind:
-    """
-    :param kinds: kinds
-    :return: any of them
-    """
-    return Kind(" or ".join(kind.text for kind in kinds), lambda value: any(kind.holds(value) for kind in kinds))
-
-
 def one_of(classes: Mapping[str, type]) -> Kind:
     """
     :param classes: classes by name
     :return: any of them
     """
     return Kind(f"one of {', '.join(classes)}", lambda value: isinstance(value, type) and value in classes.values())
+
+
+def subclass_of(base: type) -> Kind:
+    """
+    :param base: class
+    :return: its subclasses, of which a file can name those that :mod:`.json_codec` knows
+    """
+    return Kind(f"a {base.__name__}", lambda value: isinstance(value, type) and issubclass(value, base))
 
 
 def instance(*types: type) -> Kind:
@@ -222,8 +187,6 @@ def is_small_discrete(value: Any) -> bool:
     return type(value) is spaces.Discrete and int(value.n) <= MAX_CATEGORIES
 
 
-FLAG = instance(bool)
-TEXT = Kind("a text of at most 100 characters", lambda value: isinstance(value, str) and len(value) <= 100)
 SCHEDULE = Kind("a number or a schedule", is_schedule)
 WIDTHS = several(whole(1, 2**24), MAX_LAYERS)
 OBSERVATION = optional(Kind("an array, or a dict of arrays", is_observation))
@@ -263,7 +226,7 @@ POLICY_KWARGS = table(
     denoiser_kwargs=optional(table(width=whole(1, 2**24), n_layers=whole(0, MAX_LAYERS), activation_fn=one_of(ACTIVATIONS))),
 )
 
-# Every attribute that a file may set
+# Every attribute of Stable-Baselines3's own that a file may set
 ATTRIBUTES: dict[str, Kind] = dict(
     policy_kwargs=POLICY_KWARGS,
     observation_space=instance(*FLAT_SPACES, spaces.Dict),
@@ -287,9 +250,9 @@ ATTRIBUTES: dict[str, Kind] = dict(
     _stats_window_size=whole(1),
     # Off-policy
     buffer_size=whole(1, MAX_TRANSITIONS),
-    replay_buffer_class=optional(one_of(REPLAY_BUFFERS)),
+    replay_buffer_class=optional(subclass_of(ReplayBuffer)),
     replay_buffer_kwargs=table(
-        n_steps=whole(1, MAX_DIFFUSION_STEPS),
+        n_steps=whole(1, MAX_N_STEPS),
         gamma=number(0, 1),
         handle_timeout_termination=FLAG,
         n_sampled_goal=whole(1),
@@ -299,40 +262,46 @@ ATTRIBUTES: dict[str, Kind] = dict(
     train_freq=either(whole(1), instance(TrainFreq)),
     gradient_steps=whole(-1),
     target_entropy=number(),
-    qf_learning_rate=optional(SCHEDULE),
-    replay_recency=number(1),
-    demonstration_share=number(0, 1),
-    demonstration_coef=number(0),
-    critic_warmup_steps=whole(),
-    top_quantiles_to_drop_per_net=whole(0, MAX_QUANTILES),
-    **dict.fromkeys(("actor_loss", "critic_type", "divergence", "noise_schedule"), TEXT),
-    **dict.fromkeys(("policy_delay", "target_update_interval", "target_policy_update_interval"), whole(1)),
-    **dict.fromkeys(("kl_bound_mean", "kl_bound_std", "kl_coef", "kl_coef_learning_rate"), number(0)),
-    **dict.fromkeys(
-        ("use_sde", "use_sde_at_warmup", "optimize_memory_usage", "fisher_rescaling", "normalize_advantage"), FLAG
-    ),
+    target_update_interval=whole(1),
+    **dict.fromkeys(("use_sde", "use_sde_at_warmup", "optimize_memory_usage", "normalize_advantage"), FLAG),
     # On-policy
-    rollout_buffer_class=optional(one_of(ROLLOUT_BUFFERS)),
+    rollout_buffer_class=optional(subclass_of(RolloutBuffer)),
     rollout_buffer_kwargs=table(),
     clip_range=SCHEDULE,
-    **dict.fromkeys(("clip_range_vf", "clip_range_first_step"), optional(SCHEDULE)),
-    **dict.fromkeys(("vf_coef", "max_grad_norm", "temperature"), number(0)),
+    clip_range_vf=optional(SCHEDULE),
+    **dict.fromkeys(("vf_coef", "max_grad_norm"), number(0)),
     target_kl=optional(number(0)),
     n_epochs=whole(1),
     # Both
     ent_coef=either(TEXT, SCHEDULE),
-    diffusion_steps=whole(1, MAX_DIFFUSION_STEPS),
-    prior_std=number(0),
-    finetuned_steps=optional(whole(1, MAX_DIFFUSION_STEPS)),
-    denoising_steps_per_update=optional(whole(1, MAX_DIFFUSION_STEPS)),
-    gae_lambda_diffusion=optional(number(0, 1)),
-    **dict.fromkeys(("batch_size", "n_steps", "n_action_samples"), whole(1, MAX_TRANSITIONS)),
-    **dict.fromkeys(("tau", "gamma", "gae_lambda", "gamma_diffusion"), number(0, 1)),
+    **dict.fromkeys(("batch_size", "n_steps"), whole(1, MAX_TRANSITIONS)),
+    **dict.fromkeys(("tau", "gamma", "gae_lambda"), number(0, 1)),
 )
 
 
-class SafeAlgorithm(BaseAlgorithm):
-    """An algorithm whose models can be loaded without unpickling."""
+class SafeLoadMixin(BaseAlgorithm):
+    """An algorithm whose models can be loaded without unpickling. What a file may say of it is what it declares."""
+
+    # What its own arguments may be, and other attributes that belong to a trained model
+    arguments: ClassVar[dict[str, Kind]] = {}
+    attributes: ClassVar[dict[str, Kind]] = {}
+    # Classes beside its policies that a file may name
+    plain_classes: ClassVar[tuple[type, ...]] = ()
+
+    def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        register_classes(*cls.plain_classes, *cls.__dict__.get("policy_aliases", {}).values())
+        # A user's subclass may be loaded by its parent
+        if not abstract and cls.__module__.startswith(PACKAGE):
+            ALGORITHMS[cls.__name__] = cls
+
+    @classmethod
+    def attribute_kinds(cls) -> dict[str, Kind]:
+        """
+        :return: what each attribute in a file may be
+        """
+        policy_class = subclass_of(cls.policy_aliases["MlpPolicy"])
+        return {**cls.arguments, **cls.attributes, **ATTRIBUTES, "policy_class": policy_class}
 
     def save(
         self,
@@ -363,7 +332,7 @@ class SafeAlgorithm(BaseAlgorithm):
 
     @classmethod
     def load(
-        cls: type[SelfSafeAlgorithm],
+        cls: type[SelfSafeLoadMixin],
         path: str | pathlib.Path | io.BufferedIOBase,
         env: GymEnv | None = None,
         device: th.device | str = "auto",
@@ -372,7 +341,7 @@ class SafeAlgorithm(BaseAlgorithm):
         force_reset: bool = True,
         safe: bool = False,
         **kwargs: Any,
-    ) -> SelfSafeAlgorithm:
+    ) -> SelfSafeLoadMixin:
         """
         Load the model from a zip-file.
         Warning: ``load`` re-creates the model from scratch, it does not update it in-place!
@@ -405,16 +374,6 @@ class SafeAlgorithm(BaseAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
 
-def all_subclasses(cls: Any) -> Iterator[type]:
-    """
-    :param cls: class
-    :return: its subclasses, theirs, and so on
-    """
-    for subclass in cls.__subclasses__():
-        yield subclass
-        yield from all_subclasses(subclass)
-
-
 def check_class(name: str, path: str | pathlib.Path | io.BufferedIOBase) -> None:
     """
     Before anything is unpickled. Without it a model of another class would fail in obscure ways, or not at all.
@@ -437,13 +396,12 @@ def check_class(name: str, path: str | pathlib.Path | io.BufferedIOBase) -> None
             file.close()
         else:
             file.seek(0)
-    known = {cls.__name__ for cls in all_subclasses(SafeAlgorithm) if cls.__module__.startswith("sb3_diffusion.")}
-    if found is None or (found != name and found in known):
+    if found is None or (found != name and found in ALGORITHMS):
         what = "no model of this package" if found is None else f"a {show.repr(found)}"
         raise ValueError(f"{show.repr(str(path))} is {what}, not a {name}: load it with the class that saved it")
 
 
-def write_settings(algorithm: type[BaseAlgorithm], data: Mapping[str, Any]) -> str:
+def write_settings(algorithm: type[SafeLoadMixin], data: Mapping[str, Any]) -> str:
     """
     :param algorithm: class of the model
     :param data: the attributes that are saved
@@ -451,11 +409,12 @@ def write_settings(algorithm: type[BaseAlgorithm], data: Mapping[str, Any]) -> s
     """
     attributes: dict[str, Any] = {}
     not_stored: dict[str, str] = {}
+    kinds = algorithm.attribute_kinds()
     for name, value in data.items():
         if name in DERIVED:
             continue
         try:
-            if name not in ATTRIBUTES and name != "policy_class":
+            if name not in kinds:
                 raise NotPlain("an attribute that the algorithm does not have")
             attributes[name] = encode(keep_plain(name, value))
         except NotPlain as error:
@@ -518,7 +477,7 @@ def read_model(path: str | pathlib.Path | io.BufferedIOBase) -> ModelFile:
 
 
 def read_attributes(
-    algorithm: type[BaseAlgorithm], file: ModelFile, given: Iterable[str], has_env: bool = False
+    algorithm: type[SafeLoadMixin], file: ModelFile, given: Iterable[str], has_env: bool = False
 ) -> dict[str, Any]:
     """
     :param algorithm: class of the model
@@ -536,8 +495,7 @@ def read_attributes(
                 f"{file.what}: {show.repr(name)} is {show.repr(text)}, which only unpickling could restore: give it as a "
                 f"keyword ({keyword}=...), or load without safe=True if you trust the file"
             )
-    kinds = {**ATTRIBUTES, "policy_class": one_of({cls.__name__: cls for cls in algorithm.policy_aliases.values()})}
-    data = {}
+    kinds, data = algorithm.attribute_kinds(), {}
     for name, value in file.attributes.items():
         if name in given:
             continue
@@ -574,7 +532,7 @@ class AllocationLimit(TorchFunctionMode):
 
 
 def load_model(
-    algorithm: type[SelfSafeAlgorithm],
+    algorithm: type[SelfSafeLoadMixin],
     file: ModelFile,
     env: GymEnv | None,
     device: th.device | str,
@@ -582,9 +540,9 @@ def load_model(
     print_system_info: bool,
     force_reset: bool,
     kwargs: dict[str, Any],
-) -> SelfSafeAlgorithm:
+) -> SelfSafeLoadMixin:
     """
-    What SB3's ``load`` does, with a check before each step. The arguments are those of :meth:`SafeAlgorithm.load`.
+    What SB3's ``load`` does, with a check before each step. The arguments are those of :meth:`SafeLoadMixin.load`.
 
     :param algorithm: class of the model
     :param file: the file
@@ -629,6 +587,34 @@ def load_model(
     model.__dict__.update(data)
     restore(model, file)
     return model
+
+
+def load_safe(
+    path: str | pathlib.Path | io.BufferedIOBase,
+    env: GymEnv | None = None,
+    device: th.device | str = "auto",
+    custom_objects: dict[str, Any] | None = None,
+    print_system_info: bool = False,
+    force_reset: bool = True,
+    **kwargs: Any,
+) -> SafeLoadMixin:
+    """
+    Load a model of any of this package's algorithms, whichever it is, without unpickling anything.
+
+    :param path: path to the file (or a file-like) where to load the agent from
+    :param env: the new environment to run the loaded model on (can be None if you only need prediction from a trained model)
+    :param device: Device on which the code should run.
+    :param custom_objects: settings to replace upon loading, if the file has them
+    :param print_system_info: Whether to print system info from the saved model and the current system info
+    :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior.
+    :param kwargs: extra arguments to change the model when loading; what the file could not store is given here
+    :return: the model
+    :raises UnsafeModelError: for a file that is broken, crafted, or has what only unpickling could read
+    """
+    file = read_model(path)
+    if file.algorithm not in ALGORITHMS:
+        raise UnsafeModelError(f"{file.what} is of a {show.repr(file.algorithm)}: this reads {', '.join(sorted(ALGORITHMS))}")
+    return load_model(ALGORITHMS[file.algorithm], file, env, device, custom_objects, print_system_info, force_reset, kwargs)
 
 
 def print_info(file: ModelFile) -> None:
@@ -678,8 +664,9 @@ def restore(model: BaseAlgorithm, file: ModelFile) -> None:
                 check_optimizer(name, state, target)
             else:
                 check_tensors(name, state, target.state_dict())
-    except UnsafeModelError as error:
-        raise UnsafeModelError(f"{file.what}: {error}") from error
+    except Exception as error:
+        # Crafted containers and tensors may fail in any way
+        raise UnsafeModelError(f"{file.what}: {str(error)[:500]}") from error
     if errors := find_other_settings(model.policy, getattr(tensors["policy"], "_metadata", None)):
         raise UnsafeModelError(f"{file.what}: {errors[0]}")
     # As plain dicts: an OrderedDict may have attributes that PyTorch reads
@@ -711,7 +698,8 @@ def check_tensor(what: str, value: Any, expected: th.Tensor) -> None:
     :param expected: that of the model
     :raises UnsafeModelError: if shape or type differ, or an entry is NaN or infinite
     """
-    expect(type(value) is th.Tensor, f"{what} is not a tensor")
+    dense = type(value) is th.Tensor and value.layout is th.strided and not value.is_meta and not value.is_quantized
+    expect(dense and value.untyped_storage().nbytes() >= value.nbytes, f"{what} is not a plain tensor")
     found, wanted = ((tuple(tensor.shape), tensor.dtype) for tensor in (value, expected))
     expect(found == wanted, f"{what} has shape and type {found}, the model's {wanted}")
     expect(bool(th.isfinite(value).all()), f"{what} has NaN or infinite entries")
