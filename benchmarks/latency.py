@@ -29,7 +29,7 @@ from stable_baselines3 import SAC
 from benchmarks.speed import Rows, Task, cpu_time, in_turn, print_table
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.analysis.results import write_json
-from sb3_diffusion.deployment import export_onnx, export_program, export_torchscript
+from sb3_diffusion.deployment import export_onnx, export_program
 
 RESULT = Path(__file__).parent / "results" / "latency.json"
 
@@ -41,12 +41,11 @@ def exported_functions(model: DiffSAC, folder: Path) -> dict[str, Callable[[np.n
     :return: functions of observations and noise, by what runs them
     """
     export_onnx(model, folder / "policy.onnx")
-    export_torchscript(model, folder / "policy.pt")
     export_program(model, folder / "policy.pt2")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(folder / "policy.onnx", options, providers=["CPUExecutionProvider"])
-    script, program = th.jit.load(folder / "policy.pt"), th.export.load(folder / "policy.pt2").module()
+    program = th.export.load(folder / "policy.pt2").module()
 
     def in_torch(function: Callable[..., th.Tensor], obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         with th.no_grad():
@@ -54,7 +53,6 @@ def exported_functions(model: DiffSAC, folder: Path) -> dict[str, Callable[[np.n
 
     return {
         "ONNX in onnxruntime": lambda obs, noise: session.run(["action"], {"observation": obs, "noise": noise}),
-        "TorchScript": partial(in_torch, script),
         "torch.export": partial(in_torch, program),
     }
 

@@ -1,6 +1,6 @@
 """
 Policies as files that run without Stable-Baselines3: the whole chain from the raw observation to the environment's action,
-its steps unrolled, as ONNX, TorchScript or a ``torch.export`` program.
+its steps unrolled, as ONNX or a ``torch.export`` program.
 """
 
 import copy
@@ -156,8 +156,8 @@ class DeployedPolicy(nn.Module):
             named[key] = normalizer(named[key])
         obs: PyTorchObs = named if self.is_dict else named[OBSERVATION]
         if self.n_candidates > 1:
-            noise = noise.flatten(0, 1)
-        noise = noise.transpose(0, 1)  # (K+1, B, d)
+            noise = noise.transpose(0, 1).flatten(0, 1)  # all first candidates, then all second ones
+        noise = noise.transpose(0, 1)  # (K+1, n B, d)
         if isinstance(self.policy, DiffusionActorCriticPolicy):
             action = self.policy.act(self.policy.encode_for_actor(obs), noise=noise)
         elif self.n_candidates > 1:
@@ -276,28 +276,6 @@ def _check_in_onnxruntime(module: DeployedPolicy, content: bytes) -> None:
 
     with th.no_grad():
         check_equal("onnxruntime", module, run)
-
-
-def export_torchscript(model: BaseAlgorithm, path: str | os.PathLike[str], vec_normalize: VecNormalize | None = None) -> None:
-    """
-    Write a policy as a TorchScript file, for ``torch.jit.load`` or LibTorch in C++. What it loads is a function of the inputs
-    of :meth:`DeployedPolicy.forward`. PyTorch calls TorchScript deprecated and :func:`export_program` its successor; of the
-    two it is the faster.
-
-    :param model: DiffSAC, DiffWPO, DiffPPO, or stock SAC with a :class:`.DiffusionSACPolicy`; it stays as it is
-    :param path: path of the file
-    :param vec_normalize: normalisation of the observations, which becomes a part of the file; if None that of the model's
-        environment, if it has one
-    :raises ValueError: for another model, see :class:`DeployedPolicy`
-    :raises RuntimeError: if the file does not do what the policy does
-    """
-    module, buffer = DeployedPolicy(model, vec_normalize).eval(), io.BytesIO()
-    with quiet():
-        # Frozen it holds nothing that the actions do not need
-        script = th.jit.freeze(th.jit.trace(module, module.example(2), check_trace=False))
-        check_equal("TorchScript", module, script)
-        th.jit.save(script, buffer, _extra_files={"metadata.json": json.dumps(module.metadata)})
-    write_whole(path, buffer.getvalue())
 
 
 def export_program(model: BaseAlgorithm, path: str | os.PathLike[str], vec_normalize: VecNormalize | None = None) -> None:

@@ -63,8 +63,8 @@ def test_respaced_chain_reaches_a_known_target(name, inference_steps):
         return u, 0.5 * th.log((1 - ab_prev).clamp(min=1e-8) / (1 - ab)).expand_as(x)
 
     def control_fn(x, step):
-        u, rho = optimal_control(x, int(fewer.steps[step]))
-        return u * fewer.control_scale[step], rho
+        u, log_std_ratio = optimal_control(x, int(fewer.steps[step]))
+        return u * fewer.control_scale[step], log_std_ratio
 
     th.testing.assert_close(
         sample_chain(control_fn, fewer, draw_noise(fewer, 4, 1, deterministic=True)).x[0],

@@ -57,11 +57,11 @@ def test_gaussian_log_prob_by_hand():
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_kernel_kl_equals_torch(name, step):
     schedule = NoiseSchedule(5, name, prior_std=1.7)
-    x, u, rho = th.randn(3, 2), th.randn(3, 2), th.randn(3, 2)
-    q = th.distributions.Normal(*denoising_kernel(schedule, u, rho, x, step))
+    x, u, log_std_ratio = th.randn(3, 2), th.randn(3, 2), th.randn(3, 2)
+    q = th.distributions.Normal(*denoising_kernel(schedule, u, log_std_ratio, x, step))
     zeros = th.zeros_like(u)
     r = th.distributions.Normal(*denoising_kernel(schedule, zeros, zeros, x, step))
-    th.testing.assert_close(kernel_kl(u, rho), th.distributions.kl_divergence(q, r).sum(dim=-1))
+    th.testing.assert_close(kernel_kl(u, log_std_ratio), th.distributions.kl_divergence(q, r).sum(dim=-1))
 
 
 def test_reference_kernel_is_the_time_reversal_of_the_noising_kernel():
@@ -149,11 +149,11 @@ def test_at_the_optimum_the_path_log_ratio_is_the_log_density_of_the_target():
 
 def test_log_ratio_of_a_step_equals_torch():
     schedule = NoiseSchedule(5, prior_std=1.7)
-    x, u, rho, noise = th.randn(4, 3, 2)
-    mean, std = denoising_kernel(schedule, u, rho, x, 2)
+    x, u, log_std_ratio, noise = th.randn(4, 3, 2)
+    mean, std = denoising_kernel(schedule, u, log_std_ratio, x, 2)
     q = th.distributions.Normal(mean, std)
     r = th.distributions.Normal(*denoising_kernel(schedule, th.zeros_like(u), th.zeros_like(u), x, 2))
-    x_prev, log_ratio = denoising_step(schedule, u, rho, x, noise, 2)
+    x_prev, log_ratio = denoising_step(schedule, u, log_std_ratio, x, noise, 2)
     th.testing.assert_close(x_prev, mean + std * noise)
     th.testing.assert_close(log_ratio, (q.log_prob(x_prev) - r.log_prob(x_prev)).sum(dim=-1), rtol=1e-4, atol=1e-4)
 
@@ -196,16 +196,18 @@ def test_chain_follows_its_noise():
         th.testing.assert_close(first.x[step - 1], mean + std * noise[step - 1])
 
 
-def test_visits_and_end_of_a_chain():
+def test_chosen_steps_and_end_of_a_chain():
     chain = sample(NoiseSchedule(3), batch_size=5)
-    visits = chain.first(3).visit(th.tensor([[1, 2, 3], [3, 3, 1]]))
-    assert th.equal(visits.x[0, 1], chain.x[2, 1]) and th.equal(visits.x_prev[0, 1], chain.x[1, 1])
-    assert th.equal(visits.noise[1, 0], chain.noise[2, 0]) and visits.x.shape == (2, 3, 2)
-    visits = chain.visit(th.tensor([[2], [3]]))  # the same steps for all
+    chain_steps = chain.first(3).take(th.tensor([[1, 2, 3], [3, 3, 1]]))
+    assert th.equal(chain_steps.x[0, 1], chain.x[2, 1]) and th.equal(chain_steps.x_prev[0, 1], chain.x[1, 1])
+    assert th.equal(chain_steps.noise[1, 0], chain.noise[2, 0]) and chain_steps.x.shape == (2, 3, 2)
+    chain_steps = chain.take(th.tensor([[2], [3]]))  # the same steps for all
     assert (
-        th.equal(visits.x, chain.x[2:]) and th.equal(visits.x_prev, chain.x[1:3]) and th.equal(visits.noise, chain.noise[1:3])
+        th.equal(chain_steps.x, chain.x[2:])
+        and th.equal(chain_steps.x_prev, chain.x[1:3])
+        and th.equal(chain_steps.noise, chain.noise[1:3])
     )
-    alone = chain.first(1).visit(th.tensor([[3], [1]]))
+    alone = chain.first(1).take(th.tensor([[3], [1]]))
     assert th.equal(alone.x, chain.x[[3, 1], :1])
     end = chain.first(2).end()
     assert end.x.shape == (1, 2, 2)
@@ -240,12 +242,14 @@ def test_noise_of_the_wrong_shape(shape):
 def test_kernel_log_prob(name):
     schedule = NoiseSchedule(4, name, prior_std=1.3)
     x, x_prev, steps = th.randn(6, 3), th.randn(6, 3), th.tensor([1, 2, 3, 4, 1, 2])
-    u, rho = some_control(x, steps[:, None])
-    mean, std = denoising_kernel(schedule, u, rho, x, steps)
+    u, log_std_ratio = some_control(x, steps[:, None])
+    mean, std = denoising_kernel(schedule, u, log_std_ratio, x, steps)
     expected = th.distributions.Normal(mean, std).log_prob(x_prev).sum(dim=-1)
-    th.testing.assert_close(kernel_log_prob(schedule, u, rho, x, x_prev, steps), expected, rtol=1e-4, atol=1e-4)
+    th.testing.assert_close(kernel_log_prob(schedule, u, log_std_ratio, x, x_prev, steps), expected, rtol=1e-4, atol=1e-4)
     # Of a sampled step it is the log-ratio and the reference kernel's density
     noise = th.randn(6, 3)
-    x_prev, log_ratio = denoising_step(schedule, u, rho, x, noise, steps)
+    x_prev, log_ratio = denoising_step(schedule, u, log_std_ratio, x, noise, steps)
     reference = gaussian_log_prob(x_prev, *denoising_kernel(schedule, 0 * u, 0 * u, x, steps))
-    th.testing.assert_close(kernel_log_prob(schedule, u, rho, x, x_prev, steps), log_ratio + reference, rtol=1e-4, atol=1e-4)
+    th.testing.assert_close(
+        kernel_log_prob(schedule, u, log_std_ratio, x, x_prev, steps), log_ratio + reference, rtol=1e-4, atol=1e-4
+    )

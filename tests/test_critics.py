@@ -149,7 +149,7 @@ def test_the_actors_update_gives_the_critics_no_gradient(algorithm, critic_type)
     value_fn(chain.action.requires_grad_()).sum()
     if algorithm is DiffSAC:
         steps = th.arange(1, 4)[:, None]
-        model._update_actor(replay_data.observations, context, chain, chain.visit(steps), th.tensor(0.3))
+        model._update_actor(replay_data.observations, context, chain, chain.take(steps), th.tensor(0.3))
     assert all(param.grad is None for param in model.critic.parameters())
 
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -28,7 +27,7 @@ from sb3_diffusion import (
     DiffWPO,
     deployment,
 )
-from sb3_diffusion.deployment import DeployedPolicy, export_onnx, export_program, export_torchscript
+from sb3_diffusion.deployment import DeployedPolicy, export_onnx, export_program
 
 BATCH_SIZES = [1, 2, 7, 256]
 
@@ -101,13 +100,6 @@ def load_onnx(path):
     return lambda obs, noise: session.run(["action"], {**named_inputs(obs), "noise": noise})[0]
 
 
-def load_torchscript(path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        script = th.jit.load(path)
-    return lambda obs, noise: run_in_torch(script, obs, noise)
-
-
 def load_program(path):
     program = th.export.load(path).module()
     return lambda obs, noise: run_in_torch(program, obs, noise)
@@ -118,7 +110,7 @@ def run_in_torch(function, obs, noise):
         return function(*map(th.as_tensor, named_inputs(obs).values()), th.as_tensor(noise)).numpy()
 
 
-FORMATS = {export_onnx: load_onnx, export_torchscript: load_torchscript, export_program: load_program}
+FORMATS = {export_onnx: load_onnx, export_program: load_program}
 
 
 def draw_noise(model, batch_size, scale=1.0):
@@ -183,8 +175,6 @@ def test_images_and_dict_observations(algorithm, tmp_path, monkeypatch):
         model = make(algorithm, env, policy)
         export_onnx(model, tmp_path / "policy.onnx")
         assert_equal_to_predict(model, load_onnx(tmp_path / "policy.onnx"), monkeypatch, batch_sizes=[1, 7])
-    export_torchscript(model, tmp_path / "policy.pt")
-    assert_equal_to_predict(model, load_torchscript(tmp_path / "policy.pt"), monkeypatch, batch_sizes=[1, 7])
 
 
 @pytest.mark.parametrize("export", FORMATS)
@@ -236,13 +226,13 @@ def test_steps_are_changed_after_loading(algorithm, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("algorithm", [DiffSAC, DiffWPO, DiffCrossQ, DiffTQC])
-@pytest.mark.parametrize("export", [export_onnx, export_torchscript])
+@pytest.mark.parametrize("export", FORMATS)
 def test_best_of_candidates_after_loading(algorithm, export, tmp_path, monkeypatch):
     make(algorithm, "Pendulum-v1").save(tmp_path / "model")
     model = algorithm.load(tmp_path / "model", device="cpu")
     model.policy.n_action_candidates = 4
-    export(model, tmp_path / "policy")
-    run = FORMATS[export](tmp_path / "policy")
+    export(model, tmp_path / "policy.pt2")
+    run = FORMATS[export](tmp_path / "policy.pt2")
     for batch_size in (1, 7):
         obs, noise = sample(model, batch_size), draw_noise(model, 4 * batch_size)
         expected = predict_with(model, obs, noise, monkeypatch)
@@ -282,11 +272,9 @@ def test_file_says_what_it_is(tmp_path):
         "action": (["batch", 2, 3], "tensor(double)"),
     }
     assert {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()} == expected
-    export_torchscript(model, tmp_path / "policy.pt")
+    export_program(model, tmp_path / "policy.pt2")
     extra = {"metadata.json": ""}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        th.jit.load(tmp_path / "policy.pt", _extra_files=extra)
+    th.export.load(tmp_path / "policy.pt2", extra_files=extra)
     assert json.loads(extra["metadata.json"]) == expected
 
 
@@ -335,8 +323,8 @@ if sys.argv[1].endswith("onnx"):
     action = onnxruntime.InferenceSession(sys.argv[1]).run(["action"], {"observation": obs, "noise": noise})[0]
 else:
     import torch
-    load = torch.jit.load if sys.argv[1].endswith("pt") else lambda path: torch.export.load(path).module()
-    action = load(sys.argv[1])(torch.as_tensor(obs), torch.as_tensor(noise)).detach().numpy()
+    program = torch.export.load(sys.argv[1]).module()
+    action = program(torch.as_tensor(obs), torch.as_tensor(noise)).detach().numpy()
 print(*action.ravel())
 """
 
@@ -345,7 +333,6 @@ print(*action.ravel())
     ("export", "name", "absent"),
     [
         (export_onnx, "policy.onnx", "torch,onnx,gymnasium"),
-        (export_torchscript, "policy.pt", "gymnasium,onnx"),
         (export_program, "policy.pt2", "gymnasium,onnx"),
     ],
 )

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy, DiffusionMDPWrapper, VecDiffusionMDPWrapper
 from sb3_diffusion.common.discrete_chain import LIKELIEST, all_states, exact_marginals
-from sb3_diffusion.deployment import DeployedPolicy, export_onnx, export_program, export_torchscript
+from sb3_diffusion.deployment import DeployedPolicy, export_onnx, export_program
 
 SPACES = {
     "discrete": spaces.Discrete(3),
@@ -202,7 +202,6 @@ def test_exported_files(name, tmp_path):
     pytest.importorskip("onnxruntime")
     model = DiffPPO("MlpPolicy", Bits(SPACES[name]), diffusion_steps=3, **SMALL).learn(8)
     export_onnx(model, tmp_path / "policy.onnx")
-    export_torchscript(model, tmp_path / "policy.ts")
     module = DeployedPolicy(model)
     obs, noise = module.example(3)
     deterministic = module(obs, th.full_like(noise, LIKELIEST)).numpy()

@@ -10,9 +10,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_diffusion import DiffCrossQ, DiffSAC, DiffTQC, DiffWPO
 from sb3_diffusion.common.discrete_chain import LIKELIEST, all_states, exact_marginals
-from sb3_diffusion.common.losses import forward_kl_loss, latent_value, path_weights
+from sb3_diffusion.common.losses import forward_kl_loss, importance_weights, latent_value
 from sb3_diffusion.common.process import TARGET_ENTROPY_SHARE
-from sb3_diffusion.deployment import DeployedPolicy, export_onnx, export_torchscript
+from sb3_diffusion.deployment import DeployedPolicy, export_onnx
 from sb3_diffusion.imitation import fill_replay_buffer
 from tests.test_agreement import ALL_OR_NONE, OneStep
 from tests.test_discrete_ppo import Bits
@@ -112,10 +112,10 @@ def test_one_step_descends_the_exact_divergence():
         chain = actor.sample(context.expand(n, -1))
     x_0 = chain.x[0]
     value = latent_value(q_values[x_0[:, 0].long()], process.terminal_log_prob(schedule, x_0), alpha)
-    weights = path_weights(chain, value, alpha, n)
-    visits = chain.visit(th.ones(1, 1, dtype=th.long))
-    control = actor.control_fn(context)(visits.x, visits.steps)
-    log_prob = process.log_prob(schedule, control, visits.x, visits.x_prev, visits.steps)
+    weights = importance_weights(chain, value, alpha, n)
+    chain_steps = chain.take(th.ones(1, 1, dtype=th.long))
+    control = actor.control_fn(context)(chain_steps.x, chain_steps.steps)
+    log_prob = process.log_prob(schedule, control, chain_steps.x, chain_steps.x_prev, chain_steps.steps)
     bias = actor.score_network.head[-1].bias
     (gradient,) = th.autograd.grad(forward_kl_loss(log_prob, weights, n, 1), bias)
     log_q, _ = exact_marginals(actor.control_fn(context.expand(3, -1)), schedule, all_states([3]))
@@ -187,7 +187,6 @@ def test_exported_files(name, n_candidates, tmp_path):
     model = make_model(SPACES[name]).learn(16)
     model.policy.n_action_candidates = n_candidates
     export_onnx(model, tmp_path / "policy.onnx")
-    export_torchscript(model, tmp_path / "policy.ts")
     if n_candidates == 1:
         module = DeployedPolicy(model)
         obs, noise = module.example(3)

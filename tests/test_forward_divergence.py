@@ -7,7 +7,7 @@ from stable_baselines3.common.logger import configure
 
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.common.chain import gaussian_log_prob, kernel_log_prob, sample_chain
-from sb3_diffusion.common.losses import effective_samples, forward_kl_loss, path_weights
+from sb3_diffusion.common.losses import effective_sample_size, forward_kl_loss, importance_weights
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from tests.test_diffsac import SMALL, logged
 
@@ -21,24 +21,31 @@ def value(x):
     return ALPHA * (gaussian_log_prob(x, TARGET_MEAN, TARGET_STD) - gaussian_log_prob(x, 0.0, 1.0))
 
 
-def constant_control(u, rho):
-    return lambda x, step: (th.full_like(x, 0.0) + u, th.full_like(x, 0.0) + rho)
+def constant_control(u, log_std_ratio):
+    return lambda x, step: (th.full_like(x, 0.0) + u, th.full_like(x, 0.0) + log_std_ratio)
 
 
-def one_step(u, rho, n_samples, n_states=1):
-    """Chains of one step from ``beta_1 = 1``, which is a Gaussian of mean u and standard deviation exp(rho)."""
+def one_step(u, log_std_ratio, n_samples, n_states=1):
+    """Chains of one step from ``beta_1 = 1``, which is a Gaussian of mean u and standard deviation exp(log_std_ratio)."""
     th.manual_seed(0)
     noise = th.randn(2, n_samples * n_states, 1, dtype=th.float64)
-    return sample_chain(constant_control(u, rho), ONE_STEP, noise)
+    return sample_chain(constant_control(u, log_std_ratio), ONE_STEP, noise)
 
 
-def step_log_prob(u, rho, visits):
-    return kernel_log_prob(ONE_STEP, u.expand_as(visits.x), rho.expand_as(visits.x), visits.x, visits.x_prev, visits.steps)
+def step_log_prob(u, log_std_ratio, chain_steps):
+    return kernel_log_prob(
+        ONE_STEP,
+        u.expand_as(chain_steps.x),
+        log_std_ratio.expand_as(chain_steps.x),
+        chain_steps.x,
+        chain_steps.x_prev,
+        chain_steps.steps,
+    )
 
 
 def test_weighted_samples_are_those_of_the_target():
     chain = one_step(0.3, -0.2, 400_000)
-    weights = path_weights(chain, value(chain.x[0]), ALPHA, 400_000)
+    weights = importance_weights(chain, value(chain.x[0]), ALPHA, 400_000)
     x = chain.x[0][:, 0]
     mean = (weights * x).sum()
     assert weights.sum().item() == pytest.approx(1.0)
@@ -47,37 +54,39 @@ def test_weighted_samples_are_those_of_the_target():
 
 
 def test_gradient_is_that_of_the_weighted_log_likelihood():
-    """``d log N(x; u, exp(rho)) / du = noise / exp(rho)`` and ``/ d rho = noise^2 - 1``, with the sampled noise."""
+    """``d log N(x; u, exp(log_std_ratio)) / du = noise / exp(log_std_ratio)`` and ``/ d log_std_ratio = noise^2 - 1``."""
     n, n_states = 5, 3
-    u, rho = (th.tensor(number, dtype=th.float64, requires_grad=True) for number in (0.3, -0.2))
+    u, log_std_ratio = (th.tensor(number, dtype=th.float64, requires_grad=True) for number in (0.3, -0.2))
     with th.no_grad():
-        chain = one_step(u, rho, n, n_states)
-    weights = path_weights(chain, value(chain.x[0]), ALPHA, n)
+        chain = one_step(u, log_std_ratio, n, n_states)
+    weights = importance_weights(chain, value(chain.x[0]), ALPHA, n)
     by_hand = th.softmax((value(chain.x[0]) / ALPHA - chain.log_ratio[0]).reshape(n, n_states), dim=0)
     assert th.allclose(weights.reshape(n, n_states), by_hand)
-    visits = chain.visit(th.ones(1, 1, dtype=th.long))
-    loss = forward_kl_loss(step_log_prob(u, rho, visits), weights, n, 1)
-    gradients = th.autograd.grad(loss, (u, rho))
+    chain_steps = chain.take(th.ones(1, 1, dtype=th.long))
+    loss = forward_kl_loss(step_log_prob(u, log_std_ratio, chain_steps), weights, n, 1)
+    gradients = th.autograd.grad(loss, (u, log_std_ratio))
     noise, surplus = chain.noise[0][:, 0], weights - 1 / n
-    expected = (-(surplus * noise).sum() / th.exp(rho) / n_states, -(surplus * (noise**2 - 1)).sum() / n_states)
+    expected = (-(surplus * noise).sum() / th.exp(log_std_ratio) / n_states, -(surplus * (noise**2 - 1)).sum() / n_states)
     assert th.allclose(th.stack(gradients), th.stack(expected))
 
 
 def test_gradient_vanishes_at_the_optimum_on_every_path():
-    u, rho = (th.tensor(number, dtype=th.float64, requires_grad=True) for number in (TARGET_MEAN, np.log(TARGET_STD)))
+    u, log_std_ratio = (
+        th.tensor(number, dtype=th.float64, requires_grad=True) for number in (TARGET_MEAN, np.log(TARGET_STD))
+    )
     with th.no_grad():
-        chain = one_step(u, rho, 4)
-    weights = path_weights(chain, value(chain.x[0]), ALPHA, 4)
+        chain = one_step(u, log_std_ratio, 4)
+    weights = importance_weights(chain, value(chain.x[0]), ALPHA, 4)
     assert th.allclose(weights, th.full_like(weights, 0.25))
-    assert effective_samples(weights, 4).item() == pytest.approx(4.0)
-    visits = chain.visit(th.ones(1, 1, dtype=th.long))
-    loss = forward_kl_loss(step_log_prob(u, rho, visits), weights, 4, 1)
-    assert th.stack(th.autograd.grad(loss, (u, rho))).abs().max() < 1e-12
+    assert effective_sample_size(weights, 4).item() == pytest.approx(4.0)
+    chain_steps = chain.take(th.ones(1, 1, dtype=th.long))
+    loss = forward_kl_loss(step_log_prob(u, log_std_ratio, chain_steps), weights, 4, 1)
+    assert th.stack(th.autograd.grad(loss, (u, log_std_ratio))).abs().max() < 1e-12
 
 
 def test_effective_samples_by_hand():
     weights = th.tensor([[1.0, 0.5], [0.0, 0.5]]).reshape(-1)  # one chain counts in the first state, both in the second
-    assert effective_samples(weights, 2).item() == pytest.approx(1.5)
+    assert effective_sample_size(weights, 2).item() == pytest.approx(1.5)
 
 
 def make_model(**kwargs):
@@ -90,8 +99,8 @@ def test_training(kwargs, tmp_path):
     model.set_logger(configure(str(tmp_path), ["csv"]))
     before = [param.clone() for param in model.actor.parameters()]
     model.learn(30, log_interval=None)
-    assert "diffusion/effective_samples" in logged(model)
-    assert 1 <= model.logger.name_to_value["diffusion/effective_samples"] <= model.n_action_samples
+    assert "diffusion/effective_sample_size" in logged(model)
+    assert 1 <= model.logger.name_to_value["diffusion/effective_sample_size"] <= model.n_action_samples
     assert any(not th.equal(*pair) for pair in zip(before, model.actor.parameters(), strict=True))
     model.save(tmp_path / "model.zip")
     loaded = DiffSAC.load(tmp_path / "model.zip", model.get_env())

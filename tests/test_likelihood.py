@@ -70,18 +70,18 @@ def test_bridge_of_the_last_step_is_the_data():
 def test_expected_log_ratio_is_the_mean_of_log_ratios():
     schedule, n = NoiseSchedule(5), 200_000
     th.manual_seed(0)
-    u, rho, x_0 = th.tensor([0.3, -0.8]), th.tensor([-0.4, 0.2]), th.tensor([0.5, -1.0])
+    u, log_std_ratio, x_0 = th.tensor([0.3, -0.8]), th.tensor([-0.4, 0.2]), th.tensor([0.5, -1.0])
     x, steps = th.randn(2).expand(n, 2), th.full((n,), 3)
     mean, variance = bridge(schedule, x_0.expand(n, 2), x, steps)
     x_prev = schedule.mean_coef[3] * x + schedule.std[3] * (mean + variance.sqrt() * th.randn(n, 2))
     zeros = th.zeros(n, 2)
-    sampled = kernel_log_prob(schedule, u.expand(n, 2), rho.expand(n, 2), x, x_prev, steps)
+    sampled = kernel_log_prob(schedule, u.expand(n, 2), log_std_ratio.expand(n, 2), x, x_prev, steps)
     sampled -= kernel_log_prob(schedule, zeros, zeros, x, x_prev, steps)
-    exact = expected_log_ratio(u, rho, mean[0], variance[0])
+    exact = expected_log_ratio(u, log_std_ratio, mean[0], variance[0])
     assert sampled.mean().item() == pytest.approx(exact.item(), abs=4 * sampled.std().item() / n**0.5)
     # The mean over the kernel itself is its KL to the reference kernel
-    own = expected_log_ratio(u, rho, u, th.exp(2 * rho))
-    assert own.item() == pytest.approx(kernel_kl(u, rho).item(), abs=1e-6)
+    own = expected_log_ratio(u, log_std_ratio, u, th.exp(2 * log_std_ratio))
+    assert own.item() == pytest.approx(kernel_kl(u, log_std_ratio).item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("diffusion_steps", [1, 4, 10])
@@ -117,12 +117,12 @@ def test_it_is_a_lower_bound_and_steps_are_drawn_without_bias():
     density = th.exp(-0.5 * grid[:, 0] ** 2)
     density = density / density.sum()
     for k in range(8, 1, -1):
-        u, rho = two_peaks(grid, k)
-        mean, std = schedule.mean_coef[k] * grid + schedule.std[k] * u, schedule.std[k] * th.exp(rho)
+        u, log_std_ratio = two_peaks(grid, k)
+        mean, std = schedule.mean_coef[k] * grid + schedule.std[k] * u, schedule.std[k] * th.exp(log_std_ratio)
         kernel = th.exp(-0.5 * ((grid.T - mean) / std) ** 2)
         density = density @ (kernel / kernel.sum(dim=1, keepdim=True))
-    u, rho = two_peaks(grid, 1)
-    log_kernel = kernel_log_prob(schedule, u, rho, grid, x_0[:1].expand(len(grid), 1), 1)
+    u, log_std_ratio = two_peaks(grid, 1)
+    log_kernel = kernel_log_prob(schedule, u, log_std_ratio, grid, x_0[:1].expand(len(grid), 1), 1)
     exact = th.logsumexp(th.log(density.clamp_min(1e-30)) + log_kernel, dim=0) - squash_log_det(x_0[:1])[0]
     assert every.mean().item() <= exact.item() + 0.01
 
@@ -146,9 +146,9 @@ def test_policies(policy_class, kernel):
     log_likelihood = policy.log_likelihood(obs, actions)
     chain_policy = getattr(policy, "actor", policy)
     encode = chain_policy.encode if chain_policy is not policy else policy.encode_for_actor
-    u, rho = chain_policy.control_fn(encode(obs))(th.zeros(7, 2), 1)
+    u, log_std_ratio = chain_policy.control_fn(encode(obs))(th.zeros(7, 2), 1)
     # K = 1 is a squashed Gaussian, whose likelihood is known
-    distribution = SquashedDiagGaussianDistribution(2).proba_distribution(u, rho)
+    distribution = SquashedDiagGaussianDistribution(2).proba_distribution(u, log_std_ratio)
     assert th.allclose(log_likelihood, distribution.log_prob(actions), atol=1e-3)
     log_likelihood.sum().backward()
     assert chain_policy.score_network.context_layer.weight.grad.abs().sum() > 0

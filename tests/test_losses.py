@@ -28,7 +28,7 @@ def q_value(x):
 
 
 class LinearChain:
-    """``u = a_k x + b_k``, ``rho = c_k``: every marginal is Gaussian, so that the objective and its gradient are known."""
+    """``u = a_k x + b_k``, ``log_std_ratio = c_k``: all marginals are Gaussian, the objective and its gradient are known."""
 
     def __init__(self, schedule, optimal=False):
         self.schedule = schedule
@@ -98,8 +98,10 @@ def sampled_gradient(estimator, chain_model, batch_size=N_SAMPLES):
         else:
             values = [chain_model.exact_step_value_gradient(chain.x[k - 1], k - 1) for k in range(1, n_steps + 1)]
             step_gradient = th.stack(values)
-        visits = chain.visit(steps)
-        loss = step_loss(schedule, *chain_model.control_fn(visits.x, visits.steps), visits, step_gradient, ALPHA)
+        chain_steps = chain.take(steps)
+        loss = step_loss(
+            schedule, *chain_model.control_fn(chain_steps.x, chain_steps.steps), chain_steps, step_gradient, ALPHA
+        )
     return th.stack(th.autograd.grad(loss, chain_model.params))
 
 
@@ -225,8 +227,8 @@ def test_drawn_steps_estimate_the_sum_over_all():
     for n_drawn in (6, 2):
         steps = draw_steps(6, n_drawn, N_SAMPLES, gradient.device)
         step_gradient = lean_adjoint(schedule, steps, gradient)
-        visits = chain.visit(steps)
-        control = chain_model.control_fn(visits.x, visits.steps)
-        losses.append(step_loss(schedule, *control, visits, step_gradient, ALPHA).item())
+        chain_steps = chain.take(steps)
+        control = chain_model.control_fn(chain_steps.x, chain_steps.steps)
+        losses.append(step_loss(schedule, *control, chain_steps, step_gradient, ALPHA).item())
     # Their standard error is 0.009
     assert losses[0] == pytest.approx(losses[1], abs=0.036)

@@ -62,8 +62,8 @@ def test_single_step_policy_is_sacs_gaussian():
     action, log_prob = actor.action_log_prob(obs)
     zeros = th.zeros(200, 2)
     # The kernel does not depend on the noise that it starts from
-    u, rho = actor.score_network.control(actor.encode(obs), zeros, 1)
-    mean, std = denoising_kernel(actor.schedule, u, rho, zeros, 1)
+    u, log_std_ratio = actor.score_network.control(actor.encode(obs), zeros, 1)
+    mean, std = denoising_kernel(actor.schedule, u, log_std_ratio, zeros, 1)
     distribution = SquashedDiagGaussianDistribution(2).proba_distribution(mean, th.log(std))
     inside = (action.abs() < 0.99).all(dim=-1)  # SB3 adds 1e-6 to 1 - tanh^2
     th.testing.assert_close(log_prob[inside], distribution.log_prob(action)[inside], rtol=1e-3, atol=1e-3)

@@ -62,8 +62,8 @@ def test_other_schedules_end_near_the_belief(name):
 def test_the_prior_as_belief_is_the_reference_kernel(name):
     schedule = NoiseSchedule(6, name, 1.5)
     x, steps = th.randn(6, 4, 2), th.arange(1, 7)[:, None]
-    u, rho = posterior_control(schedule, th.zeros_like(x), th.zeros_like(x), x, steps)
-    assert u.abs().max() == 0 and rho.abs().max() < 1e-6
+    u, log_std_ratio = posterior_control(schedule, th.zeros_like(x), th.zeros_like(x), x, steps)
+    assert u.abs().max() == 0 and log_std_ratio.abs().max() < 1e-6
 
 
 def test_the_formula_of_bayes():
@@ -97,18 +97,18 @@ def test_share_of_the_target_score(name):
     schedule = NoiseSchedule(9, name)
     steps = th.arange(1, 10)[:, None].expand(9, 5)
     log_std = (th.rand(9, 5, 2) * 4 - 3.5).clamp(max=-0.05)
-    _, rho = posterior_control(schedule, th.zeros_like(log_std), log_std, th.zeros_like(log_std), steps)
+    _, log_std_ratio = posterior_control(schedule, th.zeros_like(log_std), log_std, th.zeros_like(log_std), steps)
     variance = th.exp(2 * log_std)
     expected = variance / belief_variance(schedule, variance, steps - 1)
-    assert th.allclose(target_score_share(schedule, rho, steps), expected, atol=2e-3)
-    assert th.allclose(target_score_share(schedule, rho, steps)[0], th.ones(5, 2), atol=1e-5)
+    assert th.allclose(target_score_share(schedule, log_std_ratio, steps), expected, atol=2e-3)
+    assert th.allclose(target_score_share(schedule, log_std_ratio, steps)[0], th.ones(5, 2), atol=1e-5)
 
 
 def test_the_share_is_one_whatever_the_kernel():
     """A wide kernel, which no belief gives: the lean adjoint alone."""
     schedule, steps = NoiseSchedule(40), th.arange(1, 41)[:, None]
-    for rho in (-5.0, -0.1, 0.02, 0.3, 1.0):
-        share = target_score_share(schedule, th.full((40, 1, 2), rho), steps)
+    for log_std_ratio in (-5.0, -0.1, 0.02, 0.3, 1.0):
+        share = target_score_share(schedule, th.full((40, 1, 2), log_std_ratio), steps)
         assert ((share >= 0) & (share <= 1)).all()
 
 
@@ -123,20 +123,20 @@ def test_mixed_adjoint_of_a_gaussian_has_no_noise(prior_std):
     schedule, alpha = NoiseSchedule(6, "cosine", prior_std), th.tensor(0.4)
     control_fn = constant_belief(schedule)
     chain = sample_chain(control_fn, schedule, draw_noise(schedule, 500, 2))
-    visits = chain.visit(schedule.all_steps())
-    _, rho = control_fn(visits.x, visits.steps)
+    chain_steps = chain.take(schedule.all_steps())
+    _, log_std_ratio = control_fn(chain_steps.x, chain_steps.steps)
 
     def latent_value(x):
         return alpha * (gaussian_log_prob(x, MEAN, STD) - gaussian_log_prob(x, 0.0, prior_std))
 
     _, gradient = value_and_gradient(latent_value, chain.x[0])
-    signal = at_step(schedule.signal, visits.steps - 1)
+    signal = at_step(schedule.signal, chain_steps.steps - 1)
     variance = signal**2 * STD**2 + (1 - signal**2) * prior_std**2
-    exact = alpha * ((signal * MEAN - visits.x_prev) / variance + visits.x_prev / prior_std**2)
-    mixed = mixed_adjoint(schedule, visits, chain.x[0], rho, gradient, alpha)
+    exact = alpha * ((signal * MEAN - chain_steps.x_prev) / variance + chain_steps.x_prev / prior_std**2)
+    mixed = mixed_adjoint(schedule, chain_steps, chain.x[0], log_std_ratio, gradient, alpha)
     assert th.allclose(mixed, exact, atol=0.02 * exact.abs().max())
     # The lean adjoint is right in the mean, and noisy
-    lean = lean_adjoint(schedule, visits.steps, gradient)
+    lean = lean_adjoint(schedule, chain_steps.steps, gradient)
     assert (lean - exact)[1:].std() > 10 * (mixed - exact)[1:].std()
 
 

@@ -39,11 +39,12 @@ def test_sizes():
 
 def test_gaussian_process_is_the_chains_functions():
     process, schedule = make_process(BOX), NoiseSchedule(4, prior_std=1.5)
-    u, rho, x, x_prev, noise = th.randn(5, 6, 2)
-    control = (u, rho)
+    u, log_std_ratio, x, x_prev, noise = th.randn(5, 6, 2)
+    control = (u, log_std_ratio)
     for step in (1, 4):
         assert th.equal(
-            process.log_prob(schedule, control, x, x_prev, step), chain.kernel_log_prob(schedule, u, rho, x, x_prev, step)
+            process.log_prob(schedule, control, x, x_prev, step),
+            chain.kernel_log_prob(schedule, u, log_std_ratio, x, x_prev, step),
         )
         zeros = th.zeros_like(x)
         assert th.equal(
@@ -51,10 +52,10 @@ def test_gaussian_process_is_the_chains_functions():
             chain.kernel_log_prob(schedule, zeros, zeros, x, x_prev, step),
         )
         taken = process.take_step(schedule, control, x, noise, step)
-        assert th.equal(taken, chain.denoising_step(schedule, u, rho, x, noise, step)[0])
-        mean, _ = chain.denoising_kernel(schedule, u, rho, x, step)
+        assert th.equal(taken, chain.denoising_step(schedule, u, log_std_ratio, x, noise, step)[0])
+        mean, _ = chain.denoising_kernel(schedule, u, log_std_ratio, x, step)
         assert th.equal(process.take_step(schedule, control, x, None, step), mean)
-    assert th.equal(process.kl(control), chain.kernel_kl(u, rho))
+    assert th.equal(process.kl(control), chain.kernel_kl(u, log_std_ratio))
     assert th.equal(process.terminal_log_prob(schedule, x), chain.terminal_log_prob(schedule, x))
     assert th.equal(process.to_action(x), th.tanh(x))
     np.testing.assert_allclose(process.env_action(x), BOX.low + (np.tanh(x.numpy()) + 1) / 2 * (BOX.high - BOX.low), atol=1e-6)

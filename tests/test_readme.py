@@ -206,7 +206,7 @@ def test_own_keywords_are_listed(algorithm, parent):
 def test_logger_keys_are_explained():
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "sb3_diffusion").rglob("*.py"))
     keys = set(re.findall(r"\"(diffusion/\w+)", sources))
-    assert {"diffusion/entropy_bound", "diffusion/effective_samples", "diffusion/kl_step_"} <= keys
+    assert {"diffusion/entropy_bound", "diffusion/effective_sample_size", "diffusion/kl_step_"} <= keys
     page = text_of("docs/diagnostics.md")
     assert {key for key in keys if f"`{key}" not in page} == set()
 

@@ -44,19 +44,19 @@ def test_first_layer_equals_one_layer_of_the_concatenation():
 @pytest.mark.parametrize("learn_std", [True, False])
 def test_score_network_starts_near_the_prior(learn_std):
     network = ScoreNetwork(3, 2, 5, [16], [16], learn_std=learn_std)
-    u, rho = network.control(network.encode(th.randn(100, 3)), th.randn(100, 2), 2)
-    assert u.shape == rho.shape == (100, 2)
-    assert u.abs().max() < 0.3 and rho.abs().max() < 0.3
+    u, log_std_ratio = network.control(network.encode(th.randn(100, 3)), th.randn(100, 2), 2)
+    assert u.shape == log_std_ratio.shape == (100, 2)
+    assert u.abs().max() < 0.3 and log_std_ratio.abs().max() < 0.3
     if not learn_std:
-        assert (rho == 0).all()
+        assert (log_std_ratio == 0).all()
 
 
 def test_log_std_ratio_is_clamped():
     network = ScoreNetwork(3, 2, 5, [], [4])
     with th.no_grad():
         network.head[-1].bias[2], network.head[-1].bias[3] = -100.0, 100.0
-    _, rho = network.control(network.encode(th.randn(1, 3)), th.randn(1, 2), 2)
-    assert rho.tolist() == [[LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX]]
+    _, log_std_ratio = network.control(network.encode(th.randn(1, 3)), th.randn(1, 2), 2)
+    assert log_std_ratio.tolist() == [[LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX]]
 
 
 def test_control_shrinks_with_the_number_of_steps_and_is_bounded():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch as th
 
-from sb3_diffusion.common.chain import Visits, denoising_kernel, kernel_kl, kernel_kl_by_part, sample_chain
+from sb3_diffusion.common.chain import ChainSteps, denoising_kernel, kernel_kl, kernel_kl_by_part, sample_chain
 from sb3_diffusion.common.losses import draw_steps, trust_region_loss, wasserstein_loss
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from tests.test_losses import ALPHA, LinearChain
@@ -15,10 +15,10 @@ CURVATURE = th.tensor([2.0, 0.7], dtype=th.float64)
 BEST = th.tensor([0.4, -0.9], dtype=th.float64)
 
 
-def visits_of(schedule, x, u, rho, noise, step):
-    mean, std = denoising_kernel(schedule, u, rho, x, step)
+def chain_steps_of(schedule, x, u, log_std_ratio, noise, step):
+    mean, std = denoising_kernel(schedule, u, log_std_ratio, x, step)
     steps = th.full(noise.shape[:-1], step)
-    return Visits(steps, x.expand_as(noise), (mean + std * noise).detach(), noise)
+    return ChainSteps(steps, x.expand_as(noise), (mean + std * noise).detach(), noise)
 
 
 @pytest.mark.parametrize("fisher_rescaling", [True, False])
@@ -37,10 +37,10 @@ def test_direction_is_the_natural_wasserstein_gradient(n_steps, step, fisher_res
 
     # The mean of a polynomial of at most third degree in the noise is that over -1 and 1, in each dimension
     noise = th.cartesian_prod(*[th.tensor([-1.0, 1.0], dtype=th.float64)] * 2)[None]  # (1, 4, 2)
-    u, rho = (weight @ features + bias).expand_as(noise), log_std.expand_as(noise)
-    visits = visits_of(schedule, x, u, rho, noise, step)
-    value_gradient = -CURVATURE * (visits.x_prev - BEST)
-    loss = wasserstein_loss(schedule, u, rho, visits, value_gradient, ALPHA, fisher_rescaling) / n_steps
+    u, log_std_ratio = (weight @ features + bias).expand_as(noise), log_std.expand_as(noise)
+    chain_steps = chain_steps_of(schedule, x, u, log_std_ratio, noise, step)
+    value_gradient = -CURVATURE * (chain_steps.x_prev - BEST)
+    loss = wasserstein_loss(schedule, u, log_std_ratio, chain_steps, value_gradient, ALPHA, fisher_rescaling) / n_steps
     found = th.autograd.grad(loss, [weight, bias, log_std])
 
     with th.no_grad():
@@ -59,19 +59,21 @@ def test_it_is_the_gradient_of_the_score_along_the_values_gradient():
     """Without rescaling: automatic differentiation of ``grad_x log q(x) . g`` itself, sample by sample."""
     schedule = NoiseSchedule(3).double()
     th.manual_seed(0)
-    u, rho = (0.5 * th.randn(1, 5, 2, dtype=th.float64, requires_grad=True) for _ in range(2))
+    u, log_std_ratio = (0.5 * th.randn(1, 5, 2, dtype=th.float64, requires_grad=True) for _ in range(2))
     x, noise, value_gradient = th.randn(3, 1, 5, 2, dtype=th.float64)
-    visits = visits_of(schedule, x, u, rho, noise, 2)
-    found = th.autograd.grad(wasserstein_loss(schedule, u, rho, visits, value_gradient, ALPHA, False), [u, rho])
+    chain_steps = chain_steps_of(schedule, x, u, log_std_ratio, noise, 2)
+    found = th.autograd.grad(
+        wasserstein_loss(schedule, u, log_std_ratio, chain_steps, value_gradient, ALPHA, False), [u, log_std_ratio]
+    )
 
-    point = visits.x_prev.clone().requires_grad_(True)
-    kernel = th.distributions.Normal(*denoising_kernel(schedule, u, rho, x, 2))
+    point = chain_steps.x_prev.clone().requires_grad_(True)
+    kernel = th.distributions.Normal(*denoising_kernel(schedule, u, log_std_ratio, x, 2))
     reference = th.distributions.Normal(*denoising_kernel(schedule, *th.zeros(2, 1, 5, 2, dtype=th.float64), x, 2))
     (score,) = th.autograd.grad(kernel.log_prob(point).sum(), point, create_graph=True)
     (log_ratio_gradient,) = th.autograd.grad((kernel.log_prob(point) - reference.log_prob(point)).sum(), point)
     gradient = value_gradient - ALPHA * log_ratio_gradient
     objective = (score * gradient.detach()).sum(dim=-1).mean() * schedule.diffusion_steps
-    for found_one, expected in zip(found, th.autograd.grad(objective, [u, rho]), strict=True):
+    for found_one, expected in zip(found, th.autograd.grad(objective, [u, log_std_ratio]), strict=True):
         th.testing.assert_close(-found_one, expected)
 
 
@@ -82,22 +84,26 @@ def test_nothing_moves_at_the_optimum():
     th.manual_seed(0)
     chain = sample_chain(chain_model.control_fn, schedule, th.randn(5, 50, 1, dtype=th.float64))
     steps = draw_steps(4, 4, 50, chain.x.device)
-    visits = chain.visit(steps)
+    chain_steps = chain.take(steps)
     gradient = th.stack([chain_model.exact_step_value_gradient(chain.x[k - 1], k - 1) for k in range(1, 5)])
-    u, rho = (part.detach().requires_grad_(True) for part in chain_model.control_fn(visits.x, visits.steps))
-    found = th.autograd.grad(wasserstein_loss(schedule, u, rho, visits, gradient, ALPHA), [u, rho])
+    u, log_std_ratio = (
+        part.detach().requires_grad_(True) for part in chain_model.control_fn(chain_steps.x, chain_steps.steps)
+    )
+    found = th.autograd.grad(wasserstein_loss(schedule, u, log_std_ratio, chain_steps, gradient, ALPHA), [u, log_std_ratio])
     for each in found:
         assert each.abs().max() < 1e-8
 
 
 def test_kl_by_part_equals_monte_carlo():
     th.manual_seed(0)
-    u, rho, old_u, old_rho = 0.5 * th.randn(4, 3, dtype=th.float64)
-    old = th.distributions.Normal(old_u, th.exp(old_rho))
+    u, log_std_ratio, old_u, old_log_std_ratio = 0.5 * th.randn(4, 3, dtype=th.float64)
+    old = th.distributions.Normal(old_u, th.exp(old_log_std_ratio))
     samples = old.sample((200_000,))
-    parts = kernel_kl_by_part(u, rho, old_u, old_rho)
+    parts = kernel_kl_by_part(u, log_std_ratio, old_u, old_log_std_ratio)
     for kl, new in zip(
-        parts, [th.distributions.Normal(u, th.exp(old_rho)), th.distributions.Normal(old_u, th.exp(rho))], strict=True
+        parts,
+        [th.distributions.Normal(u, th.exp(old_log_std_ratio)), th.distributions.Normal(old_u, th.exp(log_std_ratio))],
+        strict=True,
     ):
         log_ratio = (old.log_prob(samples) - new.log_prob(samples)).sum(dim=-1)
         standard_error = log_ratio.std() / math.sqrt(len(samples))
@@ -106,10 +112,10 @@ def test_kl_by_part_equals_monte_carlo():
 
 
 def test_kl_by_part_to_the_reference_kernel():
-    u, rho, zeros = th.tensor([0.3, -0.1]), th.tensor([0.2, -0.4]), th.zeros(2)
-    assert sum(kernel_kl_by_part(zeros, zeros, zeros, rho)) == pytest.approx(kernel_kl(zeros, rho).item())
+    u, log_std_ratio, zeros = th.tensor([0.3, -0.1]), th.tensor([0.2, -0.4]), th.zeros(2)
+    assert sum(kernel_kl_by_part(zeros, zeros, zeros, log_std_ratio)) == pytest.approx(kernel_kl(zeros, log_std_ratio).item())
     assert sum(kernel_kl_by_part(zeros, zeros, u, zeros)) == pytest.approx(kernel_kl(u, zeros).item())
-    assert sum(kernel_kl_by_part(u, rho, u, rho)) == 0.0
+    assert sum(kernel_kl_by_part(u, log_std_ratio, u, log_std_ratio)) == 0.0
 
 
 def test_trust_region_by_hand():

@@ -22,7 +22,7 @@ from sb3_diffusion.common.chain import (
     sample_chain,
 )
 from sb3_diffusion.common.checks import check_choice
-from sb3_diffusion.common.losses import forward_kl_loss, path_weights
+from sb3_diffusion.common.losses import forward_kl_loss, importance_weights
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
 LogProbFn = Callable[[th.Tensor], th.Tensor]
@@ -79,8 +79,8 @@ def exact_marginal(control_fn: ControlFn, schedule: NoiseSchedule, grid: th.Tens
     density = th.exp(gaussian_log_prob(grid, 0.0, schedule.prior_std))
     for step in range(schedule.diffusion_steps, 0, -1):
         x = grid.to(dtype)
-        u, rho = control_fn(x, step)
-        mean, std = (part.expand_as(grid).to(grid.dtype) for part in denoising_kernel(schedule, u, rho, x, step))
+        u, log_std_ratio = control_fn(x, step)
+        mean, std = (part.expand_as(grid).to(grid.dtype) for part in denoising_kernel(schedule, u, log_std_ratio, x, step))
         # Row by row of the earlier latent, so that memory stays bounded
         result = th.zeros_like(density)
         for chunk in th.arange(len(grid)).split(max(1, 4_000_000 // len(grid))):
@@ -121,9 +121,11 @@ def path_space_loss(
         chain = sample_chain(control_fn, schedule, noise)
         alpha, x_0 = th.tensor(temperature), chain.x[0]
         value = log_prob(x_0) - alpha * gaussian_log_prob(x_0, 0.0, schedule.prior_std)
-        weights = path_weights(chain, value, alpha, len(value))
-    visits = chain.visit(schedule.all_steps())
-    step_log_prob = kernel_log_prob(schedule, *control_fn(visits.x, visits.steps), visits.x, visits.x_prev, visits.steps)
+        weights = importance_weights(chain, value, alpha, len(value))
+    chain_steps = chain.take(schedule.all_steps())
+    step_log_prob = kernel_log_prob(
+        schedule, *control_fn(chain_steps.x, chain_steps.steps), chain_steps.x, chain_steps.x_prev, chain_steps.steps
+    )
     return forward_kl_loss(step_log_prob, weights, len(weights), schedule.diffusion_steps)
 
 

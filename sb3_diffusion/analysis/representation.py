@@ -107,13 +107,13 @@ def actor_loss(
     _, gradient = value_and_gradient(latent_value, chain.x[0])
     if estimator == "pathwise":
         return pathwise_loss(chain, gradient, ent_coef)
-    visits = chain.visit(draw_steps(schedule.diffusion_steps, n_steps, len(contexts), contexts.device))
-    u, rho = model.control_fn(context)(visits.x, visits.steps)
+    chain_steps = chain.take(draw_steps(schedule.diffusion_steps, n_steps, len(contexts), contexts.device))
+    u, log_std_ratio = model.control_fn(context)(chain_steps.x, chain_steps.steps)
     if estimator == "adjoint":
-        step_gradient = lean_adjoint(schedule, visits.steps, gradient)
+        step_gradient = lean_adjoint(schedule, chain_steps.steps, gradient)
     else:
-        step_gradient = mixed_adjoint(schedule, visits, chain.x[0], rho, gradient, ent_coef)
-    return step_loss(schedule, u, rho, visits, step_gradient, ent_coef)
+        step_gradient = mixed_adjoint(schedule, chain_steps, chain.x[0], log_std_ratio, gradient, ent_coef)
+    return step_loss(schedule, u, log_std_ratio, chain_steps, step_gradient, ent_coef)
 
 
 def fit_representation(

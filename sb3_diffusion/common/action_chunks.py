@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_diffusion.common.categories import Categories, check_chain_action_space, is_discrete
-from sb3_diffusion.common.checks import check_finite_array, check_integer, check_share
+from sb3_diffusion.common.checks import check_finite_array, check_fraction, check_integer
 from sb3_diffusion.common.wrappers import EpisodeInfo
 
 
@@ -29,7 +29,7 @@ class ActionChunks:
     def __init__(self, action_space: spaces.Space, n: int, gamma: float):
         check_chain_action_space(action_space)
         check_integer("n", n, "the number of actions in a chunk")
-        check_share("gamma", gamma)
+        check_fraction("gamma", gamma)
         self.n, self.gamma, self.env_action_space = n, gamma, action_space
         self.categories: Categories | None = None
         if isinstance(action_space, spaces.Box):

@@ -3,7 +3,7 @@ The denoising chain: its kernels, samples, densities and the bound on its entrop
 
 Notation and equations follow DMERL (arXiv 2512.02019): ``x_K`` is noise, step ``k`` goes from ``x_k`` to ``x_{k-1}``, and
 the action is ``tanh(x_0)``. All kernels are diagonal Gaussians. A *control function* is any callable
-``(x_k, k) -> (u, rho)``, with ``k`` an integer or a tensor with one step for each row.
+``(x_k, k) -> (u, log_std_ratio)``, with ``k`` an integer or a tensor with one step for each row.
 """
 
 import math
@@ -32,7 +32,7 @@ def take_steps(values: th.Tensor, index: th.Tensor) -> th.Tensor:
     return values[index, th.arange(index.shape[1], device=index.device)]
 
 
-class Visits(NamedTuple):
+class ChainSteps(NamedTuple):
     """
     Some steps of a batch of chains, as they were sampled.
 
@@ -66,12 +66,12 @@ class Chain(NamedTuple):
         """The squashed result ``tanh(x_0)``, (B, d)."""
         return th.tanh(self.x[0])
 
-    def visit(self, steps: th.Tensor) -> Visits:
+    def take(self, steps: th.Tensor) -> ChainSteps:
         """
         :param steps: steps ``k``, (M, B), or consecutive ones, the same for all chains, (M, 1)
         :return: what was sampled at these steps
         """
-        return Visits(steps, take_steps(self.x, steps), take_steps(self.x, steps - 1), take_steps(self.noise, steps - 1))
+        return ChainSteps(steps, take_steps(self.x, steps), take_steps(self.x, steps - 1), take_steps(self.noise, steps - 1))
 
     def first(self, batch_size: int) -> "Chain":
         """
@@ -110,20 +110,21 @@ def gaussian_log_prob(x: th.Tensor, mean: th.Tensor | float, std: th.Tensor | fl
 
 
 def denoising_kernel(
-    schedule: NoiseSchedule, u: th.Tensor, rho: th.Tensor, x: th.Tensor, step: Step
+    schedule: NoiseSchedule, u: th.Tensor, log_std_ratio: th.Tensor, x: th.Tensor, step: Step
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    The policy's kernel ``q(x_{k-1} | x_k, s)``. With ``u = rho = 0`` it is the reference kernel ``r(x_{k-1} | x_k)``.
+    The policy's kernel ``q(x_{k-1} | x_k, s)``. With ``u = 0`` and ``log_std_ratio = 0`` it is the reference kernel
+    ``r(x_{k-1} | x_k)``.
 
     :param schedule: noise schedule
     :param u: control, (..., B, d)
-    :param rho: log-ratio of standard deviations, (..., B, d)
+    :param log_std_ratio: log-ratio of standard deviations, (..., B, d)
     :param x: ``x_k``, (..., B, d)
     :param step: ``k``, one for all or one for each row, (..., B)
     :return: mean and standard deviation of ``x_{k-1}``, each (..., B, d)
     """
     std = at_step(schedule.std, step)
-    return apply_increment(x, u, at_step(schedule.mean_coef, step), std), std * th.exp(rho)
+    return apply_increment(x, u, at_step(schedule.mean_coef, step), std), std * th.exp(log_std_ratio)
 
 
 def belief_variance(schedule: NoiseSchedule, variance: th.Tensor, step: Step) -> th.Tensor:
@@ -145,7 +146,8 @@ def posterior_control(
     The control of the posterior kernel, the exact reversal of the noising process for the belief ``x_0 ~ N(m, sigma^2)``:
     with ``P_k`` of :func:`belief_variance`
 
-    ``u = sqrt(beta_k alpha_bar_{k-1}) [m - sqrt(alpha_bar_k) (1 - sigma^2) x_k] / P_k``, ``rho = log(P_{k-1} / P_k) / 2``,
+    ``u = sqrt(beta_k alpha_bar_{k-1}) [m - sqrt(alpha_bar_k) (1 - sigma^2) x_k] / P_k``,
+    ``log_std_ratio = log(P_{k-1} / P_k) / 2``,
 
     all in units of the prior's standard deviation. A belief that does not depend on ``(x_k, k)`` makes the chain end in that
     Gaussian, for any number of steps and with no gap in the bound.
@@ -155,7 +157,7 @@ def posterior_control(
     :param log_std: ``log(sigma / nu)``, (..., B, d)
     :param x: ``x_k``, (..., B, d)
     :param step: ``k``, one for all or one for each row, (..., B)
-    :return: control ``u`` and log-ratio of standard deviations ``rho``, each (..., B, d)
+    :return: control ``u`` and log-ratio of standard deviations ``log_std_ratio``, each (..., B, d)
     """
     variance = th.exp(2 * log_std)
     now = belief_variance(schedule, variance, step)
@@ -164,16 +166,16 @@ def posterior_control(
     return u, 0.5 * th.log(belief_variance(schedule, variance, step - 1) / now)
 
 
-def target_score_share(schedule: NoiseSchedule, rho: th.Tensor, step: Step) -> th.Tensor:
+def target_score_share(schedule: NoiseSchedule, log_std_ratio: th.Tensor, step: Step) -> th.Tensor:
     """
     ``sigma^2 / P_{k-1}``, from the kernel alone: the share of the target score identity in :func:`.losses.mixed_adjoint`.
 
     :param schedule: noise schedule
-    :param rho: log-ratio of standard deviations, (..., B, d)
+    :param log_std_ratio: log-ratio of standard deviations, (..., B, d)
     :param step: ``k``, one for all or one for each row, (..., B)
     :return: share, from 0 to 1, and 1 at the last step, k = 1, (..., B, d)
     """
-    ratio = th.exp(2 * rho)  # P_{k-1} / P_k
+    ratio = th.exp(2 * log_std_ratio)  # P_{k-1} / P_k
     # Solved for sigma^2
     left = ratio * at_step(schedule.noise_variance, step) - at_step(schedule.noise_variance, step - 1)
     right = at_step(schedule.alpha_bar, step - 1) - ratio * at_step(schedule.alpha_bar, step)
@@ -181,19 +183,21 @@ def target_score_share(schedule: NoiseSchedule, rho: th.Tensor, step: Step) -> t
     return (variance / belief_variance(schedule, variance, step - 1).clamp_min(1e-12)).clamp(0.0, 1.0)
 
 
-def kernel_kl(u: th.Tensor, rho: th.Tensor) -> th.Tensor:
+def kernel_kl(u: th.Tensor, log_std_ratio: th.Tensor) -> th.Tensor:
     """
     Closed form of ``KL_k = KL(q(. | x_k, s) || r(. | x_k))``. In units of the reference kernel it does not depend on the
     schedule.
 
     :param u: control, (..., d)
-    :param rho: log-ratio of standard deviations, (..., d)
+    :param log_std_ratio: log-ratio of standard deviations, (..., d)
     :return: KL in nats, (...)
     """
-    return (0.5 * (th.exp(2 * rho) + u**2 - 1) - rho).sum(dim=-1)
+    return (0.5 * (th.exp(2 * log_std_ratio) + u**2 - 1) - log_std_ratio).sum(dim=-1)
 
 
-def kernel_kl_by_part(u: th.Tensor, rho: th.Tensor, old_u: th.Tensor, old_rho: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+def kernel_kl_by_part(
+    u: th.Tensor, log_std_ratio: th.Tensor, old_u: th.Tensor, old_log_std_ratio: th.Tensor
+) -> tuple[th.Tensor, th.Tensor]:
     """
     Closed forms of the KL from an old kernel to a new one, for the mean and for the standard deviation apart, as trust
     regions have them (MPO, arXiv 1806.06920; WPO, arXiv 2505.00663): ``KL(q_old || N(new mean, old std))`` and
@@ -201,26 +205,26 @@ def kernel_kl_by_part(u: th.Tensor, rho: th.Tensor, old_u: th.Tensor, old_rho: t
     schedule.
 
     :param u: control of the new kernel, (..., d)
-    :param rho: log-ratio of its standard deviations, (..., d)
+    :param log_std_ratio: log-ratio of its standard deviations, (..., d)
     :param old_u: control of the old kernel, (..., d)
-    :param old_rho: log-ratio of its standard deviations, (..., d)
+    :param old_log_std_ratio: log-ratio of its standard deviations, (..., d)
     :return: KL of the mean and KL of the standard deviation in nats, each (...)
     """
-    kl_mean = 0.5 * ((u - old_u) * th.exp(-old_rho)) ** 2
-    shrinkage = old_rho - rho
+    kl_mean = 0.5 * ((u - old_u) * th.exp(-old_log_std_ratio)) ** 2
+    shrinkage = old_log_std_ratio - log_std_ratio
     return kl_mean.sum(dim=-1), (0.5 * th.expm1(2 * shrinkage) - shrinkage).sum(dim=-1)
 
 
-def sample_increment(u: th.Tensor, rho: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
+def sample_increment(u: th.Tensor, log_std_ratio: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
     """
     What a denoising step adds, in standard deviations of the reference kernel.
 
     :param u: control, (..., d)
-    :param rho: log-ratio of standard deviations, (..., d)
+    :param log_std_ratio: log-ratio of standard deviations, (..., d)
     :param noise: standard normal noise, (..., d); None for the kernel's mean
-    :return: ``u + exp(rho) noise``, (..., d)
+    :return: ``u + exp(log_std_ratio) noise``, (..., d)
     """
-    return u if noise is None else th.addcmul(u, th.exp(rho), noise)
+    return u if noise is None else th.addcmul(u, th.exp(log_std_ratio), noise)
 
 
 def apply_increment(x: th.Tensor, increment: th.Tensor, mean_coef: th.Tensor, std: th.Tensor) -> th.Tensor:
@@ -234,39 +238,39 @@ def apply_increment(x: th.Tensor, increment: th.Tensor, mean_coef: th.Tensor, st
     return th.addcmul(mean_coef * x, std, increment)
 
 
-def increment_log_ratio(increment: th.Tensor, rho: th.Tensor, noise: th.Tensor) -> th.Tensor:
+def increment_log_ratio(increment: th.Tensor, log_std_ratio: th.Tensor, noise: th.Tensor) -> th.Tensor:
     """
     ``log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)`` of a sampled step, whose mean over the noise is :func:`kernel_kl`.
 
     :param increment: output of :func:`sample_increment`, (..., d)
-    :param rho: log-ratio of standard deviations, (..., d)
+    :param log_std_ratio: log-ratio of standard deviations, (..., d)
     :param noise: its noise, (..., d)
     :return: log-ratio in nats, (...)
     """
-    return (0.5 * (increment - noise) * (increment + noise) - rho).sum(dim=-1)
+    return (0.5 * (increment - noise) * (increment + noise) - log_std_ratio).sum(dim=-1)
 
 
 def denoising_step(
-    schedule: NoiseSchedule, u: th.Tensor, rho: th.Tensor, x: th.Tensor, noise: th.Tensor, step: Step
+    schedule: NoiseSchedule, u: th.Tensor, log_std_ratio: th.Tensor, x: th.Tensor, noise: th.Tensor, step: Step
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     Sample one denoising kernel.
 
     :param schedule: noise schedule
     :param u: control, (..., B, d)
-    :param rho: log-ratio of standard deviations, (..., B, d)
+    :param log_std_ratio: log-ratio of standard deviations, (..., B, d)
     :param x: ``x_k``, (..., B, d)
     :param noise: standard normal noise, (..., B, d)
     :param step: ``k``, one for all or one for each row, (..., B)
     :return: ``x_{k-1}``, (..., B, d), and :func:`increment_log_ratio`, (..., B)
     """
-    increment = sample_increment(u, rho, noise)
+    increment = sample_increment(u, log_std_ratio, noise)
     x_prev = apply_increment(x, increment, at_step(schedule.mean_coef, step), at_step(schedule.std, step))
-    return x_prev, increment_log_ratio(increment, rho, noise)
+    return x_prev, increment_log_ratio(increment, log_std_ratio, noise)
 
 
 def kernel_log_prob(
-    schedule: NoiseSchedule, u: th.Tensor, rho: th.Tensor, x: th.Tensor, x_prev: th.Tensor, step: Step
+    schedule: NoiseSchedule, u: th.Tensor, log_std_ratio: th.Tensor, x: th.Tensor, x_prev: th.Tensor, step: Step
 ) -> th.Tensor:
     """
     ``log q(x_{k-1} | x_k, s)`` of any path. The increment is taken before the control enters, so that two evaluations with
@@ -274,7 +278,7 @@ def kernel_log_prob(
 
     :param schedule: noise schedule
     :param u: control, (..., B, d)
-    :param rho: log-ratio of standard deviations, (..., B, d)
+    :param log_std_ratio: log-ratio of standard deviations, (..., B, d)
     :param x: ``x_k``, (..., B, d)
     :param x_prev: ``x_{k-1}``, (..., B, d)
     :param step: ``k``, one for all or one for each row, (..., B)
@@ -282,10 +286,10 @@ def kernel_log_prob(
     """
     std = at_step(schedule.std, step)
     increment = (x_prev - at_step(schedule.mean_coef, step) * x) / std  # in standard deviations of the reference kernel
-    noise = (increment - u) * th.exp(-rho)
+    noise = (increment - u) * th.exp(-log_std_ratio)
     constant = x.shape[-1] * (th.log(std) + 0.5 * math.log(2 * math.pi))
     # What has a gradient comes first, in few operations
-    return -th.addcmul(rho, noise, noise, value=0.5).sum(dim=-1) - constant.squeeze(-1)
+    return -th.addcmul(log_std_ratio, noise, noise, value=0.5).sum(dim=-1) - constant.squeeze(-1)
 
 
 def implied_score(schedule: NoiseSchedule, u: th.Tensor, x: th.Tensor, step: Step) -> th.Tensor:
@@ -322,8 +326,8 @@ def respaced_control(control_fn: ControlFn, schedule: NoiseSchedule) -> ControlF
 
     def control(x: th.Tensor, step: Step) -> tuple[th.Tensor, th.Tensor]:
         assert isinstance(step, int)
-        u, rho = control_fn(x, schedule.trained_steps[step])
-        return u * schedule.control_scale[step], rho
+        u, log_std_ratio = control_fn(x, schedule.trained_steps[step])
+        return u * schedule.control_scale[step], log_std_ratio
 
     return control
 
@@ -339,15 +343,15 @@ def denoise(
     :param x: ``x_K``, (B, d)
     :param noise: standard normal noises that make ``x_0 ..``, at least (K, B, d); None to follow the kernels' means
     :return: for each step ``x_{k-1}``, the increment that made it, in standard deviations of the reference kernel, and
-        ``rho``, each (B, d)
+        ``log_std_ratio``, each (B, d)
     """
     noises = [None] * schedule.diffusion_steps if noise is None else noise.unbind(0)
     mean_coef, std = schedule.mean_coef.unbind(0), schedule.std.unbind(0)
     for step in range(schedule.diffusion_steps, 0, -1):
-        u, rho = control_fn(x, step)
-        increment = sample_increment(u, rho, noises[step - 1])
+        u, log_std_ratio = control_fn(x, step)
+        increment = sample_increment(u, log_std_ratio, noises[step - 1])
         x = apply_increment(x, increment, mean_coef[step], std[step])
-        yield x, increment, rho
+        yield x, increment, log_std_ratio
 
 
 def check_noise(schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
@@ -365,7 +369,7 @@ def check_noise(schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
     return noise
 
 
-def draw_first(schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
+def sample_prior(schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
     """
     :param schedule: noise schedule
     :param noise: standard normal noises, (K+1, B, d)
@@ -386,14 +390,14 @@ def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tenso
     :return: the chains
     :raises ValueError: if the noise has not one row for each of ``x_K .. x_0``
     """
-    x = draw_first(schedule, noise)
+    x = sample_prior(schedule, noise)
     pieces, log_ratios, end = [x.unsqueeze(0)], [], schedule.diffusion_steps
     steps = denoise(control_fn, schedule, x, noise)
     # Groups of eight steps save calls. One group of all steps keeps many small tensors alive and fragments the memory
     while group := list(islice(steps, 8)):
-        latents, increments, rhos = (th.stack(part[::-1]) for part in zip(*group, strict=True))
+        latents, increments, log_std_ratios = (th.stack(part[::-1]) for part in zip(*group, strict=True))
         start = end - len(group)
-        log_ratios.append(increment_log_ratio(increments, rhos, noise[start:end]))
+        log_ratios.append(increment_log_ratio(increments, log_std_ratios, noise[start:end]))
         pieces.append(latents)
         end = start
     return Chain(th.cat(pieces[::-1]), noise, th.cat(log_ratios[::-1]))
@@ -407,7 +411,7 @@ def sample_path(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor
     :return: ``x_0 .. x_K`` alone, (K+1, B, d)
     :raises ValueError: if the noise has not one row for each of ``x_K .. x_0``
     """
-    x = draw_first(schedule, noise)
+    x = sample_prior(schedule, noise)
     latents = [latent for latent, _, _ in denoise(control_fn, schedule, x, noise)]
     return th.stack((*latents[::-1], x))
 
@@ -473,8 +477,8 @@ def path_log_ratio_noising(control_fn: ControlFn, schedule: NoiseSchedule, x: th
     log_ratio = gaussian_log_prob(x[-1], 0.0, schedule.prior_std)
     zeros = th.zeros_like(x[0])
     for step in range(schedule.diffusion_steps, 0, -1):
-        u, rho = control_fn(x[step], step)
-        denoising = gaussian_log_prob(x[step - 1], *denoising_kernel(schedule, u, rho, x[step], step))
+        u, log_std_ratio = control_fn(x[step], step)
+        denoising = gaussian_log_prob(x[step - 1], *denoising_kernel(schedule, u, log_std_ratio, x[step], step))
         # The noising kernel has the reference kernel's form, in the other direction
         noising = gaussian_log_prob(x[step], *denoising_kernel(schedule, zeros, zeros, x[step - 1], step))
         log_ratio = log_ratio + denoising - noising

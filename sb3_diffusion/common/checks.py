@@ -34,7 +34,7 @@ def check_positive(name: str, value: Any, what: str = "") -> None:
         raise ValueError(f"{name}={value!r}: {what or 'it'} must be a positive and finite number")
 
 
-def check_share(name: str, value: Any) -> None:
+def check_fraction(name: str, value: Any) -> None:
     """
     :param name: name of an argument
     :param value: its value

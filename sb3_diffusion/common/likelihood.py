@@ -66,19 +66,19 @@ def bridge(schedule: NoiseSchedule, x_0: th.Tensor, x: th.Tensor, step: th.Tenso
     return mean, at_step(schedule.noise_variance, step - 1) / at_step(schedule.noise_variance, step)
 
 
-def expected_log_ratio(u: th.Tensor, rho: th.Tensor, mean: th.Tensor, variance: th.Tensor) -> th.Tensor:
+def expected_log_ratio(u: th.Tensor, log_std_ratio: th.Tensor, mean: th.Tensor, variance: th.Tensor) -> th.Tensor:
     """
     ``E[log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)]`` over an increment of that mean and variance, as :func:`bridge` gives
     them. Everything is in units of the reference kernel, so that it does not depend on the schedule.
 
     :param u: control, (..., d)
-    :param rho: log-ratio of standard deviations, (..., d)
+    :param log_std_ratio: log-ratio of standard deviations, (..., d)
     :param mean: mean of the increment, (..., d)
     :param variance: its variance, (..., 1)
     :return: log-ratio in nats, (...)
     """
-    missed = ((mean - u) ** 2 + variance) * th.exp(-2 * rho)
-    return (0.5 * (mean**2 + variance - missed) - rho).sum(dim=-1)
+    missed = ((mean - u) ** 2 + variance) * th.exp(-2 * log_std_ratio)
+    return (0.5 * (mean**2 + variance - missed) - log_std_ratio).sum(dim=-1)
 
 
 def log_likelihood(schedule: NoiseSchedule, x_0: th.Tensor, log_ratio: th.Tensor) -> th.Tensor:

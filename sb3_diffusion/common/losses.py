@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sb3_diffusion.common.chain import (
     Chain,
-    Visits,
+    ChainSteps,
     at_step,
     denoising_step,
     sample_increment,
@@ -136,8 +136,8 @@ def pathwise_loss(chain: Chain, value_gradient: th.Tensor, ent_coef: th.Tensor) 
 def step_loss(
     schedule: NoiseSchedule,
     u: th.Tensor,
-    rho: th.Tensor,
-    visits: Visits,
+    log_std_ratio: th.Tensor,
+    chain_steps: ChainSteps,
     value_gradient: th.Tensor,
     ent_coef: th.Tensor,
 ) -> th.Tensor:
@@ -146,18 +146,18 @@ def step_loss(
     ``x_k`` and with its recorded noise, so that gradients pass through one step and memory does not grow with K.
 
     :param schedule: noise schedule
-    :param u: control at the visited steps, with gradients, (M, B, d)
-    :param rho: log-ratio of the standard deviations there, with gradients, (M, B, d)
-    :param visits: steps of chains that were sampled without gradients; the sum over all K is estimated from these
+    :param u: control at these steps, with gradients, (M, B, d)
+    :param log_std_ratio: log-ratio of the standard deviations there, with gradients, (M, B, d)
+    :param chain_steps: steps of chains that were sampled without gradients; the sum over all K is estimated from these
     :param value_gradient: gradient of ``V_{k-1}(s, x_{k-1})`` of these steps, (M, B, d)
     :param ent_coef: temperature alpha
     :return: loss, a scalar
     """
-    x_prev, log_ratio = denoising_step(schedule, u, rho, visits.x, visits.noise, visits.steps)
+    x_prev, log_ratio = denoising_step(schedule, u, log_std_ratio, chain_steps.x, chain_steps.noise, chain_steps.steps)
     return (ent_coef * log_ratio - (value_gradient * x_prev).sum(dim=-1)).mean() * schedule.diffusion_steps
 
 
-def path_weights(chain: Chain, value: th.Tensor, ent_coef: th.Tensor, n_action_samples: int) -> th.Tensor:
+def importance_weights(chain: Chain, value: th.Tensor, ent_coef: th.Tensor, n_action_samples: int) -> th.Tensor:
     """
     Self-normalised importance weights ``softmax(V_0(s, x_0) / alpha - sum_k log(q_k / r_k))`` over the chains of one
     observation, for expectations over the chain that ends in the Boltzmann policy. At the optimum all are equal.
@@ -172,9 +172,9 @@ def path_weights(chain: Chain, value: th.Tensor, ent_coef: th.Tensor, n_action_s
     return th.softmax(log_weight.reshape(n_action_samples, -1), dim=0).reshape(-1)
 
 
-def effective_samples(weights: th.Tensor, n_action_samples: int) -> th.Tensor:
+def effective_sample_size(weights: th.Tensor, n_action_samples: int) -> th.Tensor:
     """
-    :param weights: output of :func:`path_weights`, (n B,)
+    :param weights: output of :func:`importance_weights`, (n B,)
     :param n_action_samples: n
     :return: how many equally weighted chains the weighted ones of an observation are worth, from 1 to n, in the mean
     """
@@ -187,9 +187,9 @@ def forward_kl_loss(log_prob: th.Tensor, weights: th.Tensor, n_action_samples: i
     forward KL, from the chain that ends in the Boltzmann policy to the policy's. The mean weight ``1/n`` is a control variate:
     the score it multiplies has mean 0, and with it the gradient vanishes at the optimum, on every path.
 
-    :param log_prob: ``log q(x_{k-1} | x_k, s)`` at the visited steps of chains that were sampled with the same weights of the
+    :param log_prob: ``log q(x_{k-1} | x_k, s)`` at these steps of chains that were sampled with the same weights of the
         network, with gradients, (M, n B); the sum over all K is estimated from these
-    :param weights: output of :func:`path_weights`, (n B,)
+    :param weights: output of :func:`importance_weights`, (n B,)
     :param n_action_samples: n
     :param diffusion_steps: number of denoising steps K
     :return: loss, a scalar. Only its gradient has a meaning
@@ -200,8 +200,8 @@ def forward_kl_loss(log_prob: th.Tensor, weights: th.Tensor, n_action_samples: i
 def wasserstein_loss(
     schedule: NoiseSchedule,
     u: th.Tensor,
-    rho: th.Tensor,
-    visits: Visits,
+    log_std_ratio: th.Tensor,
+    chain_steps: ChainSteps,
     value_gradient: th.Tensor,
     ent_coef: th.Tensor,
     fisher_rescaling: bool = True,
@@ -216,19 +216,19 @@ def wasserstein_loss(
     of ``x_{k-1}(noise)``, that is, of the reparameterised kernel.
 
     :param schedule: noise schedule
-    :param u: control at the visited steps, with gradients, (M, B, d)
-    :param rho: log-ratio of the standard deviations there, with gradients, (M, B, d)
-    :param visits: steps of chains that were sampled with the same weights; the sum over all K is estimated from these
+    :param u: control at these steps, with gradients, (M, B, d)
+    :param log_std_ratio: log-ratio of the standard deviations there, with gradients, (M, B, d)
+    :param chain_steps: steps of chains that were sampled with the same weights; the sum over all K is estimated from these
     :param value_gradient: gradient of ``V_{k-1}(s, x_{k-1})`` of these steps, (M, B, d)
     :param ent_coef: temperature alpha
     :param fisher_rescaling: whether to rescale; without, narrow kernels take the larger steps
     :return: loss, a scalar. Only its gradient has a meaning
     """
     # All in standard deviations of the reference kernel, where nothing is too narrow for float32
-    unit = at_step(schedule.std, visits.steps)
-    std = th.exp(rho)
-    increment = sample_increment(u, rho, visits.noise)
-    gradient = unit * value_gradient + ent_coef * (visits.noise / std - increment).detach()
+    unit = at_step(schedule.std, chain_steps.steps)
+    std = th.exp(log_std_ratio)
+    increment = sample_increment(u, log_std_ratio, chain_steps.noise)
+    gradient = unit * value_gradient + ent_coef * (chain_steps.noise / std - increment).detach()
     direction = increment if fisher_rescaling else (u - increment.detach()) / (std * unit) ** 2
     return -(direction * gradient).sum(dim=-1).mean() * schedule.diffusion_steps
 
@@ -267,9 +267,9 @@ def lean_adjoint(schedule: NoiseSchedule, steps: th.Tensor, value_gradient: th.T
 
 def mixed_adjoint(
     schedule: NoiseSchedule,
-    visits: Visits,
+    chain_steps: ChainSteps,
     x_0: th.Tensor,
-    rho: th.Tensor,
+    log_std_ratio: th.Tensor,
     value_gradient: th.Tensor,
     ent_coef: th.Tensor,
 ) -> th.Tensor:
@@ -281,20 +281,20 @@ def mixed_adjoint(
     Gaussian (De Bortoli et al., 2024, arXiv 2402.08667, mix the two for diffusion models).
 
     :param schedule: noise schedule
-    :param visits: steps of chains that were sampled with the current weights, (M, B)
+    :param chain_steps: steps of chains that were sampled with the current weights, (M, B)
     :param x_0: ends of these chains, (B, d)
-    :param rho: log-ratio of the standard deviations at the visited steps, (M, B, d)
+    :param log_std_ratio: log-ratio of the standard deviations at these steps, (M, B, d)
     :param value_gradient: gradient of ``V_0(s, x_0)``, (B, d)
     :param ent_coef: temperature alpha
     :return: gradient of ``V_{k-1}(s, x_{k-1})``, (M, B, d)
     """
-    previous = visits.steps - 1
-    share = target_score_share(schedule, rho.detach(), visits.steps)
-    noised = visits.x_prev - at_step(schedule.signal, previous) * x_0  # of variance (1 - alpha_bar) nu^2 at the optimum
-    score = visits.x_prev - noised / at_step(schedule.noise_variance, previous).clamp_min(1e-12)
+    previous = chain_steps.steps - 1
+    share = target_score_share(schedule, log_std_ratio.detach(), chain_steps.steps)
+    noised = chain_steps.x_prev - at_step(schedule.signal, previous) * x_0  # of variance (1 - alpha_bar) nu^2 at the optimum
+    score = chain_steps.x_prev - noised / at_step(schedule.noise_variance, previous).clamp_min(1e-12)
     # At k = 1 the second estimator does not exist, and has no share
     score = th.where((previous == 0).unsqueeze(-1), 0.0, score) * (ent_coef / schedule.prior_std**2)
-    return th.lerp(score, lean_adjoint(schedule, visits.steps, value_gradient), share)
+    return th.lerp(score, lean_adjoint(schedule, chain_steps.steps, value_gradient), share)
 
 
 def returns_along_chain(log_ratio: th.Tensor, value: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:

@@ -98,6 +98,14 @@ class ChainPolicy(ActionScaling):
         else:
             self.inference_schedule = trained.respaced(n_steps)
 
+    def network_input(self, x: th.Tensor, step: Step) -> th.Tensor:
+        """
+        :param x: ``x_k``, (..., B, d)
+        :param step: ``k``, one for all or one for each row, (..., B)
+        :return: what networks see of it: nothing, that is zeros, where ``beta_k = 1`` and nothing depends on it, (..., B, D)
+        """
+        return at_step(self.schedule.visibility, step) * self.process.network_input(x)
+
     def control_fn(self, context: th.Tensor, schedule: NoiseSchedule | None = None) -> ControlFn:
         """
         :param context: what the score network needs to know of the observations, (B, W)
@@ -110,7 +118,7 @@ class ChainPolicy(ActionScaling):
         def output(x: th.Tensor, step: Step) -> tuple[th.Tensor, ...]:
             nonlocal forward_step
             if not isinstance(step, int):
-                return network.control(context, at_step(trained.visibility, step) * process.network_input(x), step)
+                return network.control(context, self.network_input(x, step), step)
             if forward_step is None:
                 forward_step = network.unroll(context)
             visible = process.network_input(x) if step in trained.visible_steps else None

@@ -2,7 +2,7 @@
 What a policy needs to know of its chain: one object for real actions and one for categories, filled from the functions of
 :mod:`.chain` and :mod:`.discrete_chain`.
 
-A *control* is a pair of tensors with all there is to know of a kernel at some ``x_k``: ``(u, rho)`` for real actions,
+A *control* is a pair of tensors that says which kernel follows at some ``x_k``: ``(u, log_std_ratio)`` for real actions,
 ``(log q, log r)`` for categories.
 """
 

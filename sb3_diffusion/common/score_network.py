@@ -179,13 +179,13 @@ class ControlOutput(nn.Module):
         carry_settings(self, kernel=kernel)
         if control_scale is None:
             control_scale = 1.0 if kernel == "posterior" else diffusion_steps**-0.5
-        # Of the control and of rho side by side, since at small batches the number of operations is the cost
-        for name, of_control, of_rho in (
+        # Of the control and of log_std_ratio side by side, since at small batches the number of operations is the cost
+        for name, of_control, of_log_std_ratio in (
             ("output_factor", control_scale, 1.0),
             ("output_min", -CONTROL_MAX, LOG_STD_RATIO_MIN),
             ("output_max", CONTROL_MAX, LOG_STD_RATIO_MAX),
         ):
-            values = th.tensor([of_control] * action_dim + [of_rho] * action_dim * learn_std)
+            values = th.tensor([of_control] * action_dim + [of_log_std_ratio] * action_dim * learn_std)
             self.register_buffer(name, values, persistent=False)
 
     def control(self, context: th.Tensor, x: th.Tensor, step: int | th.Tensor) -> tuple[th.Tensor, th.Tensor]:
@@ -201,8 +201,8 @@ class ControlOutput(nn.Module):
         """
         :param output: output of ``forward``, (..., B, d or 2 d)
         :return: control ``u``, the shift of the kernel's mean in standard deviations of the reference kernel, and
-            ``rho``, the log-ratio of the two standard deviations, or the mean and the logarithm of the standard deviation
-            of a belief, within their bounds, each (..., B, d)
+            ``log_std_ratio``, the log-ratio of the two standard deviations, or the mean and the logarithm of the standard
+            deviation of a belief, within their bounds, each (..., B, d)
         """
         output = th.clamp(output * self.output_factor, self.output_min, self.output_max)
         return output.chunk(2, dim=-1) if self.learn_std else (output, th.zeros_like(output))  # type: ignore[return-value]

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_diffusion.common.categories import check_chain_action_space, flat_action_space, is_discrete
-from sb3_diffusion.common.chain import Step, at_step
+from sb3_diffusion.common.chain import Step
 from sb3_diffusion.common.checks import check_finite_tensor, check_no_sde
 from sb3_diffusion.common.denoisers import make_score_network, make_value_network
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
@@ -270,7 +270,7 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         return self._step_values(contexts[1], x, step), log_prob, self.process.kl(control)
 
     def _step_values(self, value_context: th.Tensor, x: th.Tensor, step: Step) -> th.Tensor:
-        x = at_step(self.schedule.visibility, step) * self.process.network_input(x)
+        x = self.network_input(x, step)
         if self.chain_kwargs["state_value"]:
             x, step = th.zeros_like(x), self.schedule.diffusion_steps
         return self.value_net(value_context, x, step).squeeze(-1)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sb3_diffusion.common.batch_renorm import set_batch_renorm_training, use_native_batch_renorm
-from sb3_diffusion.common.checks import check_choice, check_integer, check_positive, check_share
+from sb3_diffusion.common.checks import check_choice, check_fraction, check_integer, check_positive
 from sb3_diffusion.common.losses import ValueFn, soft_bellman_target, squared_bellman_error
 from sb3_diffusion.common.score_network import use_relu_in_place
 
@@ -210,7 +210,7 @@ class CrossQRule(CriticRule):
     actor_batch_norm = True
 
     def __init__(self, batch_norm_momentum: float = 0.01, batch_norm_eps: float = 0.001, renorm_warmup_steps: int = 100_000):
-        check_share("batch_norm_momentum", batch_norm_momentum)
+        check_fraction("batch_norm_momentum", batch_norm_momentum)
         check_positive("batch_norm_eps", batch_norm_eps)
         check_integer("renorm_warmup_steps", renorm_warmup_steps, least=0)
         self.batch_norm_kwargs: dict[str, Any] = dict(

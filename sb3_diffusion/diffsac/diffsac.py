@@ -5,13 +5,13 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_diffusion.common.arguments import Kind, choice
-from sb3_diffusion.common.chain import Chain, Visits
+from sb3_diffusion.common.chain import Chain, ChainSteps
 from sb3_diffusion.common.losses import (
-    effective_samples,
+    effective_sample_size,
     forward_kl_loss,
+    importance_weights,
     latent_value,
     latent_value_and_gradient,
-    path_weights,
     pathwise_loss,
     step_loss,
 )
@@ -109,7 +109,7 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
     arguments: ClassVar[dict[str, Kind]] = {**DiffusionOffPolicyAlgorithm.arguments, "actor_loss": choice(ACTOR_LOSSES)}
 
     def _actor_loss(
-        self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits, ent_coef: th.Tensor
+        self, obs: PyTorchObs, context: th.Tensor, chain: Chain, chain_steps: ChainSteps, ent_coef: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, Info]:
         """
         ``alpha sum_k log(q_k / r_k) - V_0(s, x_0)`` by one of the estimators of its gradient, or the forward divergence.
@@ -119,16 +119,18 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
         if self.actor_loss == "pathwise":
             value, gradient = latent_value_and_gradient(self._make_value_fn(obs), schedule, x_0, ent_coef)
             return pathwise_loss(chain, gradient, ent_coef), value, {}
-        control = actor.control_fn(context)(visits.x, visits.steps)
+        control = actor.control_fn(context)(chain_steps.x, chain_steps.steps)
         if self.divergence == "forward":
             with th.no_grad():
                 value = latent_value(
                     self._make_value_fn(obs)(process.to_action(x_0)), process.terminal_log_prob(schedule, x_0), ent_coef
                 )
-            weights = path_weights(chain, value, ent_coef, self.n_action_samples)
-            step_log_prob = process.log_prob(schedule, control, visits.x, visits.x_prev, visits.steps)  # (M, n B)
+            weights = importance_weights(chain, value, ent_coef, self.n_action_samples)
+            step_log_prob = process.log_prob(
+                schedule, control, chain_steps.x, chain_steps.x_prev, chain_steps.steps
+            )  # (M, n B)
             loss = forward_kl_loss(step_log_prob, weights, self.n_action_samples, schedule.diffusion_steps)
-            return loss, value, {"diffusion/effective_samples": effective_samples(weights, self.n_action_samples)}
-        u, rho = control
-        value, step_gradient, info = self._step_value_gradient(obs, chain, visits, rho, ent_coef)
-        return step_loss(schedule, u, rho, visits, step_gradient, ent_coef), value, info
+            return loss, value, {"diffusion/effective_sample_size": effective_sample_size(weights, self.n_action_samples)}
+        u, log_std_ratio = control
+        value, step_gradient, info = self._step_value_gradient(obs, chain, chain_steps, log_std_ratio, ent_coef)
+        return step_loss(schedule, u, log_std_ratio, chain_steps, step_gradient, ent_coef), value, info

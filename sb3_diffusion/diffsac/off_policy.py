@@ -36,7 +36,7 @@ from sb3_diffusion.common.arguments import (
 )
 from sb3_diffusion.common.batch_renorm import set_batch_renorm_training
 from sb3_diffusion.common.categories import DISCRETE_SPACES, check_stored_action_space, is_discrete
-from sb3_diffusion.common.chain import Chain, Visits, take_steps
+from sb3_diffusion.common.chain import Chain, ChainSteps, take_steps
 from sb3_diffusion.common.checks import check_no_sde, merge_kwargs, optimize, parse_auto
 from sb3_diffusion.common.env_checks import EnvCheckMixin, check_transition, report_dead_workers
 from sb3_diffusion.common.losses import (
@@ -287,14 +287,14 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
             obs, next_obs = replay_data.observations, replay_data.next_observations
             if update_actor:
                 context = self._encode_for_update(obs)  # (n B, W)
-                chain, visits, log_prob, next_actions, next_log_prob = self._sample_chains(context, next_obs)
+                chain, chain_steps, log_prob, next_actions, next_log_prob = self._sample_chains(context, next_obs)
             else:
                 with th.no_grad():
                     next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
             info = self._update_critics(replay_data, next_actions, next_log_prob, ent_coef)
             if update_actor:
                 info.update(self._update_temperature(log_prob))
-                info.update(self._update_actor(obs, context, chain, visits, ent_coef))
+                info.update(self._update_actor(obs, context, chain, chain_steps, ent_coef))
             self._update_targets()
             infos.append(info)
         self._record(infos)
@@ -381,7 +381,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
 
     def _sample_chains(
         self, context: th.Tensor, next_obs: PyTorchObs
-    ) -> tuple[Chain, Visits, th.Tensor, th.Tensor, th.Tensor]:
+    ) -> tuple[Chain, ChainSteps, th.Tensor, th.Tensor, th.Tensor]:
         """
         Sample actions at these and at the next observations, in one batch unless gradients have to pass through the chain.
 
@@ -398,32 +398,34 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
                 next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
             chain = self.actor.sample(context)
             log_prob = process.action_log_prob(schedule, chain).detach()
-            return chain, chain.visit(steps), log_prob, next_actions, next_log_prob
+            return chain, chain.take(steps), log_prob, next_actions, next_log_prob
         with th.no_grad():
             chains = self.actor.sample(th.cat((context, self.actor.encode(next_obs))))
             log_prob, next_log_prob = process.action_log_prob(schedule, chains).tensor_split([n_chains])
             chain, next_actions = chains.first(n_chains), process.to_action(chains.x[0][n_chains:])
-            return chain.end(), chain.visit(steps), log_prob, next_actions, next_log_prob
+            return chain.end(), chain.take(steps), log_prob, next_actions, next_log_prob
 
-    def _update_actor(self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits, ent_coef: th.Tensor) -> Info:
+    def _update_actor(
+        self, obs: PyTorchObs, context: th.Tensor, chain: Chain, chain_steps: ChainSteps, ent_coef: th.Tensor
+    ) -> Info:
         """
         One step down :meth:`_actor_loss`, and the demonstrations' loss if there is one.
 
         :param obs: observations, B of them
         :param context: encoded observations, n times, with gradients, (n B, W)
         :param chain: chains of the current policy
-        :param visits: steps of these chains to take once more, (M, n B)
+        :param chain_steps: steps of these chains to take once more, (M, n B)
         :param ent_coef: temperature alpha
         :return: what to log
         """
-        loss, value, info = self._actor_loss(obs, context, chain, visits, ent_coef)
+        loss, value, info = self._actor_loss(obs, context, chain, chain_steps, ent_coef)
         loss = loss + self._demonstration_loss(len(chain.x[0]) // self.n_action_samples)
         optimize(self.actor.optimizer, "actor loss", loss, value=value, x_0=chain.x[0], ent_coef=ent_coef)
         info["train/actor_loss"] = (ent_coef * chain.log_ratio.detach().sum(dim=0) - value).mean()
         return {**info, **self._describe_chain(chain)}
 
     def _actor_loss(
-        self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits, ent_coef: th.Tensor
+        self, obs: PyTorchObs, context: th.Tensor, chain: Chain, chain_steps: ChainSteps, ent_coef: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, Info]:
         """
         The arguments are those of :meth:`_update_actor`.
@@ -484,7 +486,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
         return lambda actions: value_fn(self.actor.process.critic_input(actions))
 
     def _step_value_gradient(
-        self, obs: PyTorchObs, chain: Chain, visits: Visits, rho: th.Tensor, ent_coef: th.Tensor
+        self, obs: PyTorchObs, chain: Chain, chain_steps: ChainSteps, log_std_ratio: th.Tensor, ent_coef: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, Info]:
         """
         Gradients of the values of the steps of the chain, by the lean adjoint, by the mixed one, or by the diffusion value
@@ -492,29 +494,33 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
 
         :param obs: observations, B of them
         :param chain: ends of n chains of each observation, one after the other
-        :param visits: steps of these chains, (M, n B)
-        :param rho: log-ratio of the standard deviations there, (M, n B, d)
+        :param chain_steps: steps of these chains, (M, n B)
+        :param log_std_ratio: log-ratio of the standard deviations there, (M, n B, d)
         :param ent_coef: temperature alpha
         :return: ``V_0(s, x_0)``, (n B,); gradient of ``V_{k-1}(s, x_{k-1})`` of the given steps, (M, n B, d); what to log
         """
         schedule = self.actor.schedule
         value, gradient = latent_value_and_gradient(self._make_value_fn(obs), schedule, chain.x[0], ent_coef)
         if self.actor_loss == "adjoint":
-            return value, lean_adjoint(schedule, visits.steps, gradient), {}
+            return value, lean_adjoint(schedule, chain_steps.steps, gradient), {}
         if self.actor_loss == "mixed_adjoint":
-            return value, mixed_adjoint(schedule, visits, chain.x[0], rho, gradient, ent_coef), {}
+            return value, mixed_adjoint(schedule, chain_steps, chain.x[0], log_std_ratio, gradient, ent_coef), {}
         value_net = self.policy.diffusion_value
         assert value_net is not None
         context = value_net.encode(obs)
-        returns = take_steps(returns_along_chain(chain.log_ratio, value, ent_coef), visits.steps)
-        predicted = value_net(context.repeat(self.n_action_samples, 1), visits.x, visits.steps)
+        returns = take_steps(returns_along_chain(chain.log_ratio, value, ent_coef), chain_steps.steps)
+        predicted = value_net(
+            context.repeat(self.n_action_samples, 1),
+            self.actor.network_input(chain_steps.x, chain_steps.steps),
+            chain_steps.steps,
+        )
         loss = 0.5 * F.mse_loss(predicted, returns)
         optimize(value_net.optimizer, "diffusion value loss", loss, returns=returns, values=predicted)
         with th.no_grad():
             context = value_net.encode(obs)
             context = context.repeat(self.n_action_samples, 1)
-        _, step_gradient = value_and_gradient(lambda x: value_net(context, x, visits.steps - 1), visits.x_prev)
-        step_gradient = th.where((visits.steps == 1).unsqueeze(-1), gradient, step_gradient)
+        _, step_gradient = value_and_gradient(lambda x: value_net(context, x, chain_steps.steps - 1), chain_steps.x_prev)
+        step_gradient = th.where((chain_steps.steps == 1).unsqueeze(-1), gradient, step_gradient)
         return value, step_gradient, {"diffusion/value_loss": loss}
 
     def _describe_chain(self, chain: Chain) -> Info:

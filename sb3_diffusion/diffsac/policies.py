@@ -26,7 +26,7 @@ from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.policies import ChainPolicy, get_denoiser_arch, limit_observation
 from sb3_diffusion.common.process import make_process
 from sb3_diffusion.common.score_network import DenoisingNetwork
-from sb3_diffusion.diffsac.critics import make_critic_rule
+from sb3_diffusion.diffsac.critics import make_critic_rule, repeat_observations
 
 
 class DiffusionActor(ChainPolicy, BasePolicy):
@@ -493,25 +493,23 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         first = candidates[:, 0].clone()
         actor.process.refill_noise(candidates, th.Generator(device=candidates.device).manual_seed(0))
         candidates[:, 0] = first
-        return self.best_candidate(obs, candidates.repeat(1, batch_size, 1))
+        return self.best_candidate(obs, candidates.repeat_interleave(batch_size, dim=1))
 
     def best_candidate(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         """
         :param obs: observations, B of them
         :param noise: noises of the process, of ``n_action_candidates`` chains at each observation, one after the other,
-            (inference_steps+1, B n, d)
+            (inference_steps+1, n B, d)
         :return: for each observation the one of their actions that the critics value most, (B, d), of a ``Discrete`` space
             (B, 1)
         """
-        n = self.n_action_candidates
-        repeat = lambda tensor: tensor.unsqueeze(1).expand(-1, n, *tensor.shape[1:]).flatten(0, 1)  # noqa: E731
-        obs = {key: repeat(value) for key, value in obs.items()} if isinstance(obs, dict) else repeat(obs)
-        actions = self.actor(obs, noise=noise)
-        rule = self.critic_rule
-        value = rule.value(rule.join(self.critic(obs, self.actor.process.critic_input(actions)))).reshape(-1, n)  # (B, n)
-        actions = actions.reshape(-1, n, self.actor.action_dim)
-        best = value.argmax(dim=1).reshape(-1, 1, 1).expand(-1, 1, self.actor.action_dim)
-        return actions.gather(1, best).squeeze(1)
+        n, actor = self.n_action_candidates, self.actor
+        obs = repeat_observations(obs, n)
+        actions = actor(obs, noise=noise)  # (n B, ...)
+        q_values = self.critic_rule.join(self.critic(obs, actor.process.critic_input(actions)))
+        value = self.critic_rule.value(q_values).reshape(n, -1)
+        best = value.argmax(dim=0).reshape(1, -1, 1).expand(1, -1, actor.action_dim)
+        return actions.reshape(n, -1, actor.action_dim).gather(0, best).squeeze(0)
 
     def set_training_mode(self, mode: bool) -> None:
         trained = [net for net in (self.actor, self.critic, self.diffusion_value) if net is not None]

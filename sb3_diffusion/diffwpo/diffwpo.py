@@ -8,7 +8,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 
 from sb3_diffusion.common.arguments import FLAG, POSITIVE, Kind, choice, number, whole
-from sb3_diffusion.common.chain import Chain, Visits, kernel_kl_by_part
+from sb3_diffusion.common.chain import Chain, ChainSteps, kernel_kl_by_part
 from sb3_diffusion.common.checks import optimize
 from sb3_diffusion.common.losses import trust_region_loss, wasserstein_loss
 from sb3_diffusion.diffsac.off_policy import DiffusionOffPolicyAlgorithm, Info
@@ -184,13 +184,15 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         self.actor_target = self.policy.actor_target
 
     def _actor_loss(
-        self, obs: PyTorchObs, context: th.Tensor, chain: Chain, visits: Visits, ent_coef: th.Tensor
+        self, obs: PyTorchObs, context: th.Tensor, chain: Chain, chain_steps: ChainSteps, ent_coef: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, Info]:
         """The loss of Wasserstein policy optimisation within the trust region."""
-        u, rho = self.actor.control_fn(context)(visits.x, visits.steps)
-        value, step_gradient, info = self._step_value_gradient(obs, chain, visits, rho, ent_coef)
-        loss = wasserstein_loss(self.actor.schedule, u, rho, visits, step_gradient, ent_coef, self.fisher_rescaling)
-        penalty, kl_info = self._update_trust_region(obs, visits, u, rho)
+        u, log_std_ratio = self.actor.control_fn(context)(chain_steps.x, chain_steps.steps)
+        value, step_gradient, info = self._step_value_gradient(obs, chain, chain_steps, log_std_ratio, ent_coef)
+        loss = wasserstein_loss(
+            self.actor.schedule, u, log_std_ratio, chain_steps, step_gradient, ent_coef, self.fisher_rescaling
+        )
+        penalty, kl_info = self._update_trust_region(obs, chain_steps, u, log_std_ratio)
         return loss + penalty, value, {**info, **kl_info}
 
     def _update_targets(self) -> None:
@@ -198,22 +200,24 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         if self._n_updates % self.target_policy_update_interval == 0:
             self.actor_target.load_state_dict(self.actor.state_dict())
 
-    def _update_trust_region(self, obs: PyTorchObs, visits: Visits, u: th.Tensor, rho: th.Tensor) -> tuple[th.Tensor, Info]:
+    def _update_trust_region(
+        self, obs: PyTorchObs, chain_steps: ChainSteps, u: th.Tensor, log_std_ratio: th.Tensor
+    ) -> tuple[th.Tensor, Info]:
         """
         Penalty for leaving the target policy, and one step of the multipliers.
 
         :param obs: observations, B of them
-        :param visits: steps of n chains of each observation, (M, n B)
+        :param chain_steps: steps of n chains of each observation, (M, n B)
         :param u: the current policy's control there, with gradients, (M, n B, d)
-        :param rho: its log-ratio of standard deviations, with gradients, (M, n B, d)
+        :param log_std_ratio: its log-ratio of standard deviations, with gradients, (M, n B, d)
         :return: what to add to the actor's loss, and what to log
         """
         with th.no_grad():
             context = self.actor_target.encode(obs).repeat(self.n_action_samples, 1)
-            old_u, old_rho = self.actor_target.control_fn(context)(visits.x, visits.steps)
+            old_u, old_log_std_ratio = self.actor_target.control_fn(context)(chain_steps.x, chain_steps.steps)
         # Of the whole chain, estimated from the steps that were drawn, for each action dimension
         scale = self.diffusion_steps / u.shape[-1]
-        kl = th.stack([part.mean() * scale for part in kernel_kl_by_part(u, rho, old_u, old_rho)])  # (2,)
+        kl = th.stack([part.mean() * scale for part in kernel_kl_by_part(u, log_std_ratio, old_u, old_log_std_ratio)])  # (2,)
         aim = KL_AIM * kl.new_tensor([self.kl_bound_mean, self.kl_bound_std])
         penalty, dual_loss = trust_region_loss(kl, aim, self.log_kl_coef)
         kl_coef = th.exp(self.log_kl_coef.detach())

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sb3_diffusion.common.batch_renorm import set_batch_renorm_training
-from sb3_diffusion.common.checks import check_integer, check_positive, check_share, optimize
+from sb3_diffusion.common.checks import check_fraction, check_integer, check_positive, optimize
 from sb3_diffusion.imitation.data import Demonstrations, NumpyObs, load_demonstrations, map_obs
 
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
@@ -74,7 +74,7 @@ def pretrain(
     if patience is not None:
         check_integer("patience", patience)
     for name, share in dict(ema_decay=ema_decay, held_out_share=held_out_share).items():
-        check_share(name, share)
+        check_fraction(name, share)
         if share == 1:
             raise ValueError(f"{name}=1: it must be below 1")
     if not callable(learning_rate):
