@@ -24,7 +24,7 @@ from torch import nn
 from sb3_diffusion.common.action_scaling import unscale_action
 from sb3_diffusion.common.categories import is_discrete
 from sb3_diffusion.common.policies import ChainPolicy
-from sb3_diffusion.diffppo.policies import DiffusionActorCriticPolicy
+from sb3_diffusion.diffppo.policies import ChainActorCriticPolicy, DiffusionActorCriticPolicy
 from sb3_diffusion.diffsac.policies import DiffusionSACPolicy
 from sb3_diffusion.saving.files import write_whole
 
@@ -80,7 +80,7 @@ class DeployedPolicy(nn.Module):
         super().__init__()
         policy = model.policy
         augmented = isinstance(policy, DiffusionActorCriticPolicy) and policy.augmented is not None
-        if not isinstance(policy, (DiffusionSACPolicy, DiffusionActorCriticPolicy)) or augmented:
+        if not isinstance(policy, (DiffusionSACPolicy, ChainActorCriticPolicy)) or augmented:
             what = "one denoising step of the augmented MDP" if augmented else "not a diffusion policy"
             raise ValueError(
                 f"{type(model).__name__}'s {type(policy).__name__} is {what}: export a model of this package's "
@@ -94,6 +94,9 @@ class DeployedPolicy(nn.Module):
                 module.compile_chain = False  # the file is made of plain operations
         for name in UNUSED_NETWORKS if self.n_candidates > 1 else (*UNUSED_NETWORKS, "critic"):
             setattr(self.policy, name, None)
+        if self.n_candidates > 1:
+            # So that it does not switch gradients on, which torch.export cannot write down
+            self.policy.critic.share_features_extractor = True  # type: ignore[union-attr]
 
         space = policy.observation_space
         self.is_dict = isinstance(space, spaces.Dict)
@@ -158,7 +161,7 @@ class DeployedPolicy(nn.Module):
         if self.n_candidates > 1:
             noise = noise.transpose(0, 1).flatten(0, 1)  # all first candidates, then all second ones
         noise = noise.transpose(0, 1)  # (K+1, n B, d)
-        if isinstance(self.policy, DiffusionActorCriticPolicy):
+        if isinstance(self.policy, ChainActorCriticPolicy):
             action = self.policy.act(self.policy.encode_for_actor(obs), noise=noise)
         elif self.n_candidates > 1:
             action = self.policy.best_candidate(obs, noise)

@@ -16,7 +16,7 @@ from tests.test_diffsac import make_model
 @pytest.mark.parametrize(
     "kwargs, match",
     [
-        (dict(diffusion_steps=0), "diffusion_steps=0: the number of denoising steps must be an integer of at least 1"),
+        (dict(diffusion_steps=0), "diffusion_steps=0: it must be an integer from 1"),
         (dict(diffusion_steps=2.5), "diffusion_steps=2.5"),
         (dict(noise_schedule="quadratic"), "noise_schedule='quadratic': choose one of 'cosine', 'linear', 'constant'"),
         (

@@ -20,7 +20,7 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_diffusion import CheckpointCallback, DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO, resume_latest
-from sb3_diffusion.common import checkpoints
+from sb3_diffusion.saving import checkpoints
 from sb3_diffusion.saving.checkpoints import find_checkpoints, find_damage, get_random_state, save_checkpoint, set_random_state
 
 NETWORKS = dict(policy_kwargs=dict(net_arch=[8]), seed=0, device="cpu")
@@ -344,7 +344,7 @@ ALGORITHMS[Own] = OFF_POLICY
 
 KILL = """
 import os, sys
-from sb3_diffusion.common import checkpoints
+from sb3_diffusion.saving import checkpoints
 from tests.test_checkpoints import *
 model = make_model().learn(10)
 for moment in ("write_file", "describe_file", "sync_folder", "remove"):

@@ -236,7 +236,7 @@ def test_best_of_candidates_after_loading(algorithm, export, tmp_path, monkeypat
     for batch_size in (1, 7):
         obs, noise = sample(model, batch_size), draw_noise(model, 4 * batch_size)
         expected = predict_with(model, obs, noise, monkeypatch)
-        np.testing.assert_allclose(run(obs, noise.reshape(batch_size, 4, 6, 1)), expected, atol=2e-5)
+        np.testing.assert_allclose(run(obs, noise.reshape(4, batch_size, 6, 1).swapaxes(0, 1)), expected, atol=2e-5)
         # The same noise for all candidates is one candidate
         model.policy.n_action_candidates = 1
         np.testing.assert_allclose(

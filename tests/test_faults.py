@@ -16,8 +16,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
 from sb3_diffusion import CheckpointCallback, DiffPPO, DiffSAC, DiffWPO, resume_latest
-from sb3_diffusion.common import checkpoints
 from sb3_diffusion.common.env_checks import check_transition
+from sb3_diffusion.saving import checkpoints
 from tests.test_checkpoints import FixedEnv, Recorder, make_model, names
 
 SPACE = spaces.Box(-1, 1, (3,))

@@ -4,7 +4,7 @@ documentation read the same table.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +60,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Kind:
     :param high: greatest value
     :return: finite numbers in this range
     """
-    text = f"between {low:g} and {high:g}" if high < math.inf else f"a number of at least {low:g}"
+    text = f"between {low:g} and {high:g}" if high < math.inf else f"at least {low:g}"
     return Kind(
         "a finite number" if low == -math.inf else text, lambda value: is_number(value) and low <= float(value) <= high
     )
@@ -77,7 +77,7 @@ def optional(kind: Kind) -> Kind:
     :param kind: a kind
     :return: the kind, or None
     """
-    return Kind(f"None or {kind.text}", lambda value: value is None or kind.holds(value))
+    return Kind(f"{kind.text}, or None", lambda value: value is None or kind.holds(value))
 
 
 def either(*kinds: Kind) -> Kind:
@@ -88,12 +88,11 @@ def either(*kinds: Kind) -> Kind:
     return Kind(" or ".join(kind.text for kind in kinds), lambda value: any(kind.holds(value) for kind in kinds))
 
 
-def choice(names: Iterable[str]) -> Kind:
+def choice(names: Collection[str]) -> Kind:
     """
-    :param names: names
+    :param names: names; of a table also those that are added to it later
     :return: one of them
     """
-    names = tuple(names)
     return Kind(f"one of {', '.join(map(repr, names))}", lambda value: isinstance(value, str) and value in names)
 
 
@@ -115,4 +114,5 @@ def check_arguments(values: Any, kinds: Mapping[str, Kind]) -> None:
     for name, kind in kinds.items():
         value = getattr(values, name)
         if not kind.holds(value):
-            raise ValueError(f"{name}={value!r}: it must be {kind.text}")
+            what = f"choose {kind.text}" if kind.text.startswith("one of ") else f"it must be {kind.text}"
+            raise ValueError(f"{name}={value!r}: {what}")

@@ -159,11 +159,13 @@ def posterior_control(
     :param step: ``k``, one for all or one for each row, (..., B)
     :return: control ``u`` and log-ratio of standard deviations ``log_std_ratio``, each (..., B, d)
     """
+    table = schedule.belief_table[:, step]  # (5,) or (5, ..., B)
+    offset, factor, offset_before, factor_before, signal = (table if isinstance(step, int) else table.unsqueeze(-1)).unbind(0)
     variance = th.exp(2 * log_std)
-    now = belief_variance(schedule, variance, step)
-    shrinkage = at_step(schedule.signal, step) / schedule.prior_std * (1 - variance)
-    u = at_step(schedule.belief_coef, step) * (mean - shrinkage * x) / now
-    return u, 0.5 * th.log(belief_variance(schedule, variance, step - 1) / now)
+    # The number of operations is the cost: both variances are in units of sqrt(beta_k alpha_bar_{k-1})
+    now, before = th.addcmul(offset, factor, variance), th.addcmul(offset_before, factor_before, variance)
+    u = th.addcmul(mean, signal, th.addcmul(x, variance, x, value=-1), value=-1) / now
+    return u, 0.5 * th.log(before / now)
 
 
 def target_score_share(schedule: NoiseSchedule, log_std_ratio: th.Tensor, step: Step) -> th.Tensor:

@@ -84,7 +84,7 @@ class NoiseSchedule(nn.Module):
     alpha_bar: th.Tensor
     signal: th.Tensor
     noise_variance: th.Tensor
-    belief_coef: th.Tensor
+    belief_table: th.Tensor
     visibility: th.Tensor
     control_scale: th.Tensor
 
@@ -119,13 +119,25 @@ class NoiseSchedule(nn.Module):
             # Of x_k given x_0, in units of the prior's: the factor on x_0, and the variance
             "signal": th.sqrt(alpha_bar),
             "noise_variance": 1 - alpha_bar,
-            # Of the posterior kernel: how far a step goes towards the belief of x_0
-            "belief_coef": th.cat((beta[:1], th.sqrt(beta[1:] * alpha_bar[:-1]))),
+            "belief_table": self._belief_table(beta, alpha_bar),
             # A kernel with beta_k = 1 forgets x_k, and so does the best one: the score network need not see that noise
             "visibility": (beta < 1).double(),
             "control_scale": control_scale,
         }.items():
             self.register_buffer(name, value.float(), persistent=False)
+
+    def _belief_table(self, beta: th.Tensor, alpha_bar: th.Tensor) -> th.Tensor:
+        """
+        :param beta: noise of each step, (K+1,)
+        :param alpha_bar: what is left of ``x_0``'s variance at each step, (K+1,)
+        :return: what :func:`.chain.posterior_control` needs of each step, (5, K+1). With ``b_k = sqrt(beta_k alpha_bar_{k-1})``
+            these are offset and factor of ``P_k / b_k`` and of ``P_{k-1} / b_k``, as functions of ``sigma^2``, and
+            ``sqrt(alpha_bar_k) / nu``. Step 0 does not exist, and has the numbers of step 1
+        """
+        now, before = alpha_bar[1:], alpha_bar[:-1]
+        coef = th.sqrt(beta[1:] * before)
+        table = th.stack(((1 - now) / coef, now / coef, (1 - before) / coef, before / coef, th.sqrt(now) / self.prior_std))
+        return th.cat((table[:, :1], table), dim=1)
 
     @property
     def diffusion_steps(self) -> int:
