@@ -6,7 +6,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 
-from sb3_diffusion.common.chain import kernel_kl, kernel_log_prob, posterior_control, squash_log_det
+from sb3_diffusion.common.chain import draw_steps, kernel_kl, kernel_log_prob, posterior_control, squash_log_det
 from sb3_diffusion.common.discrete_chain import all_states, category_log_prob, exact_marginals, log_belief
 from sb3_diffusion.common.likelihood import (
     ACTION_MAX,
@@ -17,7 +17,6 @@ from sb3_diffusion.common.likelihood import (
     latent_action,
     noise_latent,
 )
-from sb3_diffusion.common.losses import draw_steps
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.diffppo.policies import DiffusionActorCriticPolicy
 from sb3_diffusion.diffsac.policies import DiffusionSACPolicy

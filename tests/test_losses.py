@@ -4,9 +4,15 @@ quadratic Q."""
 import pytest
 import torch as th
 
-from sb3_diffusion.common.chain import action_log_prob, draw_noise, gaussian_log_prob, sample_chain, terminal_log_prob
-from sb3_diffusion.common.losses import (
+from sb3_diffusion.common.chain import (
+    action_log_prob,
+    draw_noise,
     draw_steps,
+    gaussian_log_prob,
+    sample_chain,
+    terminal_log_prob,
+)
+from sb3_diffusion.common.losses import (
     latent_value,
     latent_value_and_gradient,
     lean_adjoint,

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch as th
 
-from sb3_diffusion.common.chain import ChainSteps, denoising_kernel, kernel_kl, kernel_kl_by_part, sample_chain
-from sb3_diffusion.common.losses import draw_steps, trust_region_loss, wasserstein_loss
+from sb3_diffusion.common.chain import ChainSteps, denoising_kernel, draw_steps, kernel_kl, kernel_kl_by_part, sample_chain
+from sb3_diffusion.common.losses import trust_region_loss, wasserstein_loss
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from tests.test_losses import ALPHA, LinearChain
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch as th
 
 from sb3_diffusion.analysis.fitting import FittedChain
-from sb3_diffusion.common.chain import draw_noise, gaussian_log_prob, path_log_ratio
+from sb3_diffusion.common.chain import draw_noise, draw_steps, gaussian_log_prob, path_log_ratio
 from sb3_diffusion.common.checks import check_choice
-from sb3_diffusion.common.losses import draw_steps, lean_adjoint, mixed_adjoint, pathwise_loss, step_loss, value_and_gradient
+from sb3_diffusion.common.losses import lean_adjoint, mixed_adjoint, pathwise_loss, step_loss, value_and_gradient
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
 # A function of which context each row is in, (B,), and of latent actions, (B, d), that gives log-densities, (B,)

@@ -96,6 +96,14 @@ def choice(names: Collection[str]) -> Kind:
     return Kind(f"one of {', '.join(map(repr, names))}", lambda value: isinstance(value, str) and value in names)
 
 
+def subclass_of(base: type) -> Kind:
+    """
+    :param base: class
+    :return: the class and its subclasses
+    """
+    return Kind(f"a {base.__name__}", lambda value: isinstance(value, type) and issubclass(value, base))
+
+
 def scheduled(kind: Kind) -> Kind:
     """
     :param kind: kind of a number
@@ -103,6 +111,17 @@ def scheduled(kind: Kind) -> Kind:
     """
     is_function = lambda value: callable(value) and not isinstance(value, type)  # noqa: E731
     return Kind(f"{kind.text}, or a function of the progress", lambda value: is_function(value) or kind.holds(value))
+
+
+def table(**kinds: Kind) -> Kind:
+    """
+    :param kinds: kind of each value
+    :return: dicts that have none but these keys
+    """
+    return Kind(
+        f"a dict with the keys {', '.join(kinds)} and values of their kinds",
+        lambda value: type(value) is dict and all(key in kinds and kinds[key].holds(item) for key, item in value.items()),
+    )
 
 
 def check_arguments(values: Any, kinds: Mapping[str, Kind]) -> None:

@@ -32,6 +32,21 @@ def take_steps(values: th.Tensor, index: th.Tensor) -> th.Tensor:
     return values[index, th.arange(index.shape[1], device=index.device)]
 
 
+def draw_steps(n_steps: int, n_drawn: int, batch_size: int, device: th.device) -> th.Tensor:
+    """
+    :param n_steps: number of denoising steps K
+    :param n_drawn: how many steps to draw for each sample, from 1; all of them from K on. They follow one another, and the
+        first follows the last
+    :param batch_size: number of samples B
+    :param device: where the result is needed
+    :return: steps between 1 and K, each equally likely, (n_drawn, B), or all of them in order, (K, 1)
+    """
+    if n_drawn >= n_steps:
+        return th.arange(1, n_steps + 1, device=device)[:, None]
+    first = th.randint(n_steps, (batch_size,), device=device)
+    return (first + th.arange(n_drawn, device=device)[:, None]) % n_steps + 1
+
+
 class ChainSteps(NamedTuple):
     """
     Some steps of a batch of chains, as they were sampled.

@@ -130,9 +130,9 @@ class NoiseSchedule(nn.Module):
         """
         :param beta: noise of each step, (K+1,)
         :param alpha_bar: what is left of ``x_0``'s variance at each step, (K+1,)
-        :return: what :func:`.chain.posterior_control` needs of each step, (5, K+1). With ``b_k = sqrt(beta_k alpha_bar_{k-1})``
-            these are offset and factor of ``P_k / b_k`` and of ``P_{k-1} / b_k``, as functions of ``sigma^2``, and
-            ``sqrt(alpha_bar_k) / nu``. Step 0 does not exist, and has the numbers of step 1
+        :return: what :func:`.chain.posterior_control` needs of each step, (5, K+1). With
+            ``b_k = sqrt(beta_k alpha_bar_{k-1})`` these are offset and factor of ``P_k / b_k``, those of ``P_{k-1} / b_k``, as
+            functions of ``sigma^2``, and ``sqrt(alpha_bar_k) / nu``. Step 0 does not exist, and has the numbers of step 1
         """
         now, before = alpha_bar[1:], alpha_bar[:-1]
         coef = th.sqrt(beta[1:] * before)

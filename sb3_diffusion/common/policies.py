@@ -6,20 +6,21 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
 
 from sb3_diffusion.common.action_scaling import ActionScaling
+from sb3_diffusion.common.arguments import FLAG, Kind, choice, optional, subclass_of
 from sb3_diffusion.common.chain import (
     Chain,
     ControlFn,
     Step,
     at_step,
+    draw_steps,
 )
-from sb3_diffusion.common.checks import (
-    check_finite_tensor,
-)
-from sb3_diffusion.common.losses import draw_steps
+from sb3_diffusion.common.checks import check_finite_tensor
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.process import ChainProcess
+from sb3_diffusion.common.score_network import KERNELS
 
 # Where ``net_arch`` says nothing of the head that runs at every denoising step, it has one hidden layer of at most
 # this width
@@ -27,6 +28,15 @@ MAX_DEFAULT_DENOISER_WIDTH = 64
 
 # Greater observations count as this for the actor: its networks work in single precision, which activations must not exceed
 OBSERVATION_MAX = 1e15
+
+
+# What those keyword arguments of a policy may be that all diffusion policies have
+CHAIN_ARGUMENTS: dict[str, Kind] = {
+    "learn_std": FLAG,
+    "kernel": optional(choice(KERNELS)),
+    "compile_chain": FLAG,
+    "denoiser_activation_fn": subclass_of(nn.Module),
+}
 
 
 def get_denoiser_arch(net_arch: list[int] | dict[str, list[int]], critic: str) -> list[int]:

@@ -23,10 +23,10 @@ from sb3_diffusion.common.arguments import (
     whole,
 )
 from sb3_diffusion.common.categories import DISCRETE_SPACES, is_discrete, latent_dim
-from sb3_diffusion.common.chain import take_steps
+from sb3_diffusion.common.chain import draw_steps, take_steps
 from sb3_diffusion.common.checks import check_no_sde, merge_kwargs, optimize
 from sb3_diffusion.common.env_checks import EnvCheckMixin, check_transition, report_dead_workers
-from sb3_diffusion.common.losses import clip_range_by_step, clipped_surrogate_loss, clipped_value_loss, draw_steps
+from sb3_diffusion.common.losses import clip_range_by_step, clipped_surrogate_loss, clipped_value_loss
 from sb3_diffusion.common.noise_schedule import MAX_DIFFUSION_STEPS, NOISE_SCHEDULES
 from sb3_diffusion.common.wrappers import AugmentedSpace
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRolloutBufferSamples, DictChainRolloutBuffer

@@ -14,12 +14,13 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_diffusion.common.arguments import FLAG, Kind, optional, subclass_of, table, whole
 from sb3_diffusion.common.categories import check_chain_action_space, flat_action_space, is_discrete
 from sb3_diffusion.common.chain import Step
 from sb3_diffusion.common.checks import check_finite_tensor, check_no_sde
 from sb3_diffusion.common.denoisers import make_score_network, make_value_network
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
-from sb3_diffusion.common.policies import ChainPolicy, get_denoiser_arch, limit_observation
+from sb3_diffusion.common.policies import CHAIN_ARGUMENTS, ChainPolicy, get_denoiser_arch, limit_observation
 from sb3_diffusion.common.process import CategoricalProcess, make_process
 from sb3_diffusion.common.wrappers import AugmentedSpace
 
@@ -74,6 +75,13 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     :raises ValueError: for gSDE, actions of another space, or a chain that cannot be built
     """
 
+    # What its own keyword arguments may be in a file
+    arguments: ClassVar[dict[str, Kind]] = {
+        **CHAIN_ARGUMENTS,
+        "state_value": FLAG,
+        "denoiser_class": optional(subclass_of(nn.Module)),
+        "denoiser_kwargs": optional(table(width=whole(1, 2**24), n_layers=whole(0, 64), activation_fn=subclass_of(nn.Module))),
+    }
     default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
 
     value_net: Any

@@ -36,12 +36,11 @@ from sb3_diffusion.common.arguments import (
 )
 from sb3_diffusion.common.batch_renorm import set_batch_renorm_training
 from sb3_diffusion.common.categories import DISCRETE_SPACES, check_stored_action_space, is_discrete
-from sb3_diffusion.common.chain import Chain, ChainSteps, take_steps
+from sb3_diffusion.common.chain import Chain, ChainSteps, draw_steps, take_steps
 from sb3_diffusion.common.checks import check_no_sde, merge_kwargs, optimize, parse_auto
 from sb3_diffusion.common.env_checks import EnvCheckMixin, check_transition, report_dead_workers
 from sb3_diffusion.common.losses import (
     ValueFn,
-    draw_steps,
     latent_value_and_gradient,
     lean_adjoint,
     mixed_adjoint,

@@ -1,6 +1,6 @@
 """The SAC family's actor, critics and values along the chain."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
@@ -18,15 +18,19 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from sb3_diffusion.common.action_scaling import ActionScaling
+from sb3_diffusion.common.arguments import FLAG, FRACTION, Kind, number, optional, whole
 from sb3_diffusion.common.categories import check_stored_action_space
 from sb3_diffusion.common.chain import Step
 from sb3_diffusion.common.checks import check_finite_tensor, check_integer, check_no_sde
 from sb3_diffusion.common.denoisers import make_score_network
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
-from sb3_diffusion.common.policies import ChainPolicy, get_denoiser_arch, limit_observation
+from sb3_diffusion.common.policies import CHAIN_ARGUMENTS, ChainPolicy, get_denoiser_arch, limit_observation
 from sb3_diffusion.common.process import make_process
 from sb3_diffusion.common.score_network import DenoisingNetwork
 from sb3_diffusion.diffsac.critics import make_critic_rule, repeat_observations
+
+# Far beyond use
+MAX_QUANTILES = 10_000
 
 
 class DiffusionActor(ChainPolicy, BasePolicy):
@@ -288,6 +292,17 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
     :raises ValueError: for gSDE, actions of another space, or a chain that cannot be built
     """
 
+    # What its own keyword arguments may be in a file
+    arguments: ClassVar[dict[str, Kind]] = {
+        **CHAIN_ARGUMENTS,
+        "encode_once": FLAG,
+        "actor_batch_norm": optional(FLAG),
+        "n_quantiles": optional(whole(1, MAX_QUANTILES)),
+        "top_quantiles_to_drop_per_net": optional(whole(0, MAX_QUANTILES)),
+        "renorm_warmup_steps": optional(whole()),
+        "batch_norm_momentum": optional(FRACTION),
+        "batch_norm_eps": optional(number(0)),
+    }
     actor: DiffusionActor  # type: ignore[assignment]
     critic: BaseModel  # type: ignore[assignment]
     critic_target: BaseModel | None  # type: ignore[assignment]

@@ -2,44 +2,32 @@
 
 import io
 import json
-import math
 import pathlib
 import warnings
 import zipfile
-from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.save_util import open_path, recursive_getattr
-from stable_baselines3.common.type_aliases import GymEnv, TrainFreq
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces, get_device, get_system_info
-from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
-from torch.overrides import TorchFunctionMode
 
-from sb3_diffusion.common.arguments import FLAG, TEXT, Kind, either, is_integer, is_number, number, optional, whole
+from sb3_diffusion.common.arguments import Kind, subclass_of
 from sb3_diffusion.common.carried_settings import find_other_settings
 from sb3_diffusion.saving.archive import UnsafeModelError, load_tensors, read_entries, show
+from sb3_diffusion.saving.attributes import ATTRIBUTES, keep_plain, policy_kwargs_kind
 from sb3_diffusion.saving.files import write_whole
 from sb3_diffusion.saving.json_codec import (
-    ACTIVATIONS,
-    DENOISERS,
-    EXTRACTORS,
-    FLAT_SPACES,
-    NOISES,
-    OPTIMIZERS,
     NotPlain,
     decode,
     encode,
     expect,
-    is_schedule,
     parse,
     register_classes,
 )
+from sb3_diffusion.saving.tensors import AllocationLimit, check_optimizer, check_tensors
 
 SelfSafeLoadMixin = TypeVar("SelfSafeLoadMixin", bound="SafeLoadMixin")
 
@@ -71,212 +59,8 @@ DERIVED = {
     *("batch_norm_stats", "batch_norm_stats_target"),
 }
 
-# Far beyond use, and small enough that a model is built and acts at once
-MAX_N_STEPS = 10_000
-MAX_LAYERS = 64
-MAX_QUANTILES = 10_000
-MAX_TRANSITIONS = 10**7
-MAX_CATEGORIES = 2**20
-MAX_ENVS = 10**4
-
 # A policy takes as many bytes as its entry, and some on the way
 POLICY_SIZE_FACTOR, POLICY_SIZE_EXTRA = 2, 2**20
-
-
-def one_of(classes: Mapping[str, type]) -> Kind:
-    """
-    :param classes: classes by name
-    :return: any of them
-    """
-    return Kind(f"one of {', '.join(classes)}", lambda value: isinstance(value, type) and value in classes.values())
-
-
-def subclass_of(base: type) -> Kind:
-    """
-    :param base: class
-    :return: its subclasses, of which a file can name those that :mod:`.json_codec` knows
-    """
-    return Kind(f"a {base.__name__}", lambda value: isinstance(value, type) and issubclass(value, base))
-
-
-def instance(*types: type) -> Kind:
-    """
-    :param types: types
-    :return: objects of exactly one of them
-    """
-    return Kind(" or ".join(cls.__name__ for cls in types), lambda value: type(value) in types)
-
-
-def table(**kinds: Kind) -> Kind:
-    """
-    :param kinds: kind of each value
-    :return: dicts that have none but these keys
-    """
-    return Kind(
-        f"a dict with the keys {', '.join(kinds)} and values of their kinds",
-        lambda value: type(value) is dict and all(key in kinds and kinds[key].holds(item) for key, item in value.items()),
-    )
-
-
-def several(kind: Kind, most: int) -> Kind:
-    """
-    :param kind: kind of each item
-    :param most: greatest number of items
-    :return: lists and tuples of such items
-    """
-    return Kind(
-        f"a list of at most {most} items, each {kind.text}",
-        lambda value: type(value) in (list, tuple) and len(value) <= most and all(map(kind.holds, value)),
-    )
-
-
-def is_episode(value: Any) -> bool:
-    """
-    :param value: anything that a file may hold
-    :return: whether it is what ``Monitor`` says of an episode, beside which there may be whatever an environment adds
-    """
-    return type(value) is dict and is_number(value.get("r")) and is_number(value.get("l"))
-
-
-def is_plain(value: Any) -> bool:
-    """
-    :param value: anything
-    :return: whether it has a plain form
-    """
-    try:
-        encode(value)
-    except NotPlain:
-        return False
-    return True
-
-
-def keep_plain(name: str, value: Any) -> Any:
-    """
-    What environments say of their episodes can be anything, and no training depends on it.
-
-    :param name: name of an attribute
-    :param value: its value
-    :return: the same; of statistics of episodes what has a plain form
-    """
-    if name == "ep_info_buffer" and isinstance(value, deque):
-        episodes = ({key: item for key, item in episode.items() if is_plain({key: item})} for episode in value)
-        return deque(episodes, maxlen=value.maxlen)
-    if name == "ep_success_buffer" and isinstance(value, deque):
-        return deque(filter(is_plain, value), maxlen=value.maxlen)
-    return value
-
-
-def is_observation(value: Any) -> bool:
-    """
-    :param value: anything
-    :return: whether it may be the observations of some environments
-    """
-    arrays = list(value.values()) if isinstance(value, dict) else [value]
-    return all(isinstance(array, np.ndarray) and array.ndim > 0 for array in arrays)
-
-
-def is_small_discrete(value: Any) -> bool:
-    """
-    :param value: anything
-    :return: whether it is a space of categories that a chain can have as its ones and zeros
-    """
-    if type(value) is spaces.MultiBinary:
-        return math.prod(value.shape) <= MAX_CATEGORIES // 2
-    if type(value) is spaces.MultiDiscrete:
-        return 0 < value.nvec.size <= MAX_CATEGORIES and value.nvec.size * int(value.nvec.max()) <= MAX_CATEGORIES
-    return type(value) is spaces.Discrete and int(value.n) <= MAX_CATEGORIES
-
-
-SCHEDULE = Kind("a number or a schedule", is_schedule)
-WIDTHS = several(whole(1, 2**24), MAX_LAYERS)
-OBSERVATION = optional(Kind("an array, or a dict of arrays", is_observation))
-EPISODES = Kind("a deque of episodes", lambda value: type(value) is deque and all(map(is_episode, value)))
-SUCCESSES = Kind("a deque", lambda value: type(value) is deque)
-BOOLEANS = Kind("an array of booleans", lambda value: isinstance(value, np.ndarray) and value.dtype.kind == "b")
-STRATEGY = either(TEXT, instance(GoalSelectionStrategy))
-HYPERPARAMETER = either(number(0), optional(FLAG), several(number(0), 4))
-
-POLICY_KWARGS = table(
-    net_arch=optional(either(WIDTHS, table(pi=WIDTHS, qf=WIDTHS, vf=WIDTHS, denoiser=WIDTHS))),
-    activation_fn=one_of(ACTIVATIONS),
-    denoiser_activation_fn=one_of(ACTIVATIONS),
-    features_extractor_class=optional(one_of(EXTRACTORS)),
-    features_extractor_kwargs=optional(
-        table(features_dim=whole(1, 2**24), cnn_output_dim=whole(1, 2**24), normalized_image=FLAG)
-    ),
-    optimizer_class=one_of(OPTIMIZERS),
-    optimizer_kwargs=optional(
-        Kind(
-            "a dict of finite numbers, tuples of them, booleans and None",
-            lambda value: type(value) is dict and all(map(HYPERPARAMETER.holds, value.values())),
-        )
-    ),
-    n_critics=whole(1, MAX_LAYERS),
-    n_quantiles=optional(whole(1, MAX_QUANTILES)),
-    top_quantiles_to_drop_per_net=optional(whole(0, MAX_QUANTILES)),
-    renorm_warmup_steps=optional(whole()),
-    batch_norm_momentum=optional(number(0, 1)),
-    batch_norm_eps=optional(number(0)),
-    **dict.fromkeys(("log_std_init", "clip_mean"), number()),
-    **dict.fromkeys(("use_sde", "use_expln", "full_std", "squash_output", "ortho_init", "normalize_images"), FLAG),
-    **dict.fromkeys(("share_features_extractor", "learn_std", "encode_once", "compile_chain", "state_value"), FLAG),
-    actor_batch_norm=optional(FLAG),
-    kernel=optional(TEXT),
-    denoiser_class=optional(one_of(DENOISERS)),
-    denoiser_kwargs=optional(table(width=whole(1, 2**24), n_layers=whole(0, MAX_LAYERS), activation_fn=one_of(ACTIVATIONS))),
-)
-
-# Every attribute of Stable-Baselines3's own that a file may set
-ATTRIBUTES: dict[str, Kind] = dict(
-    policy_kwargs=POLICY_KWARGS,
-    observation_space=instance(*FLAT_SPACES, spaces.Dict),
-    action_space=either(
-        instance(spaces.Box), Kind(f"a discrete space of at most {MAX_CATEGORIES} categories", is_small_discrete)
-    ),
-    seed=optional(whole(0, 2**32 - 1)),
-    action_noise=optional(instance(*NOISES)),
-    learning_rate=SCHEDULE,
-    tensorboard_log=optional(instance(str)),
-    ep_info_buffer=optional(EPISODES),
-    ep_success_buffer=optional(SUCCESSES),
-    _last_episode_starts=optional(BOOLEANS),
-    _current_progress_remaining=number(),
-    n_envs=whole(1, MAX_ENVS),
-    start_time=number(0),
-    sde_sample_freq=whole(-1),
-    **dict.fromkeys(("_last_obs", "_last_original_obs"), OBSERVATION),
-    **dict.fromkeys(("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_episode_num", "_n_updates"), whole()),
-    **dict.fromkeys(("verbose", "learning_starts"), whole()),
-    _stats_window_size=whole(1),
-    # Off-policy
-    buffer_size=whole(1, MAX_TRANSITIONS),
-    replay_buffer_class=optional(subclass_of(ReplayBuffer)),
-    replay_buffer_kwargs=table(
-        n_steps=whole(1, MAX_N_STEPS),
-        gamma=number(0, 1),
-        handle_timeout_termination=FLAG,
-        n_sampled_goal=whole(1),
-        goal_selection_strategy=STRATEGY,
-        copy_info_dict=FLAG,
-    ),
-    train_freq=either(whole(1), instance(TrainFreq)),
-    gradient_steps=whole(-1),
-    target_entropy=number(),
-    target_update_interval=whole(1),
-    **dict.fromkeys(("use_sde", "use_sde_at_warmup", "optimize_memory_usage", "normalize_advantage"), FLAG),
-    # On-policy
-    rollout_buffer_class=optional(subclass_of(RolloutBuffer)),
-    rollout_buffer_kwargs=table(),
-    clip_range=SCHEDULE,
-    clip_range_vf=optional(SCHEDULE),
-    **dict.fromkeys(("vf_coef", "max_grad_norm"), number(0)),
-    target_kl=optional(number(0)),
-    n_epochs=whole(1),
-    # Both
-    ent_coef=either(TEXT, SCHEDULE),
-    **dict.fromkeys(("batch_size", "n_steps"), whole(1, MAX_TRANSITIONS)),
-    **dict.fromkeys(("tau", "gamma", "gae_lambda"), number(0, 1)),
-)
 
 
 class SafeLoadMixin(BaseAlgorithm):
@@ -300,8 +84,9 @@ class SafeLoadMixin(BaseAlgorithm):
         """
         :return: what each attribute in a file may be
         """
-        policy_class = subclass_of(cls.policy_aliases["MlpPolicy"])
-        return {**cls.arguments, **cls.attributes, **ATTRIBUTES, "policy_class": policy_class}
+        policy = cls.policy_aliases["MlpPolicy"]
+        own = {"policy_class": subclass_of(policy), "policy_kwargs": policy_kwargs_kind(policy)}
+        return {**cls.arguments, **cls.attributes, **ATTRIBUTES, **own}
 
     def save(
         self,
@@ -511,26 +296,6 @@ def read_attributes(
     return data
 
 
-class AllocationLimit(TorchFunctionMode):
-    """
-    Stops the construction of networks that are larger than the file could fill, before they take memory.
-
-    :param max_numel: number of elements that new tensors may have together
-    """
-
-    SIZED = (th.empty, th.zeros, th.ones, th.full)
-
-    def __init__(self, max_numel: int):
-        super().__init__()
-        self.left = max_numel
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.SIZED and args:
-            self.left -= math.prod(args[0] if isinstance(args[0], (tuple, list)) else filter(is_integer, args))
-            expect(self.left >= 0, "its settings ask for larger networks than it has weights for")
-        return func(*args, **(kwargs or {}))
-
-
 def load_model(
     algorithm: type[SelfSafeLoadMixin],
     file: ModelFile,
@@ -675,94 +440,3 @@ def restore(model: BaseAlgorithm, file: ModelFile) -> None:
     with th.no_grad():
         for name, value in values.items():
             recursive_getattr(model, name).copy_(value)
-
-
-def check_tensors(what: str, values: Any, expected: Mapping[str, th.Tensor]) -> None:
-    """
-    :param what: what they are, for the error
-    :param values: tensors by name, from the file
-    :param expected: those of the model
-    :raises UnsafeModelError: if there are others, or of other shapes or types, or with NaN or infinite entries
-    """
-    expect(isinstance(values, dict), f"{what} is not a dict")
-    if different := sorted(map(str, values.keys() ^ expected.keys())):
-        raise UnsafeModelError(f"{what} and the model differ in {show.repr(different)}")
-    for name, tensor in expected.items():
-        check_tensor(f"{what}: {name}", values[name], tensor)
-
-
-def check_tensor(what: str, value: Any, expected: th.Tensor) -> None:
-    """
-    :param what: what it is, for the error
-    :param value: tensor, from the file
-    :param expected: that of the model
-    :raises UnsafeModelError: if shape or type differ, or an entry is NaN or infinite
-    """
-    dense = type(value) is th.Tensor and value.layout is th.strided and not value.is_meta and not value.is_quantized
-    expect(dense and value.untyped_storage().nbytes() >= value.nbytes, f"{what} is not a plain tensor")
-    found, wanted = ((tuple(tensor.shape), tensor.dtype) for tensor in (value, expected))
-    expect(found == wanted, f"{what} has shape and type {found}, the model's {wanted}")
-    expect(bool(th.isfinite(value).all()), f"{what} has NaN or infinite entries")
-
-
-def check_optimizer(what: str, state: Any, optimizer: th.optim.Optimizer) -> None:
-    """
-    :param what: what it is, for the error
-    :param state: state dict, from the file
-    :param optimizer: the model's
-    :raises UnsafeModelError: if it is not a state that this optimizer can go on from
-    """
-    expect(isinstance(state, dict) and state.keys() == {"state", "param_groups"}, f"{what} is not an optimizer's state dict")
-    groups, states = state["param_groups"], state["state"]
-    expect(isinstance(groups, list) and isinstance(states, dict), f"{what} is not an optimizer's state dict")
-    own = optimizer.state_dict()["param_groups"]
-    expect(len(groups) == len(own), f"{what} has {len(groups)} groups of parameters, the model's {len(own)}")
-    for group, own_group in zip(groups, own, strict=True):
-        expect(isinstance(group, dict) and group.keys() <= own_group.keys(), f"{what} has unknown hyper-parameters")
-        for name, own_value in own_group.items():
-            # Another version of PyTorch may have fewer
-            value = group.setdefault(name, own_value)
-            expect(fits(value, own_value, name), f"{what}: {name} is {show.repr(value)}, the model's {own_value!r}")
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    kept = kept_state(optimizer)
-    for index, entries in states.items():
-        expect(is_integer(index, 0, len(params) - 1), f"{what} has a state of a parameter that is not there")
-        expect(isinstance(entries, dict) and entries.keys() == kept.keys(), f"{what} does not keep {', '.join(kept)}")
-        for name, value in entries.items():
-            expected = kept[name]
-            if isinstance(expected, th.Tensor):
-                # One number, or one for each entry of the parameter
-                check_tensor(
-                    f"{what}: {name}", value, expected if expected.ndim == 0 else expected.expand(params[index].shape)
-                )
-            else:
-                expect(value is None or is_number(value), f"{what}: {name} is not a number")
-
-
-def fits(value: Any, own: Any, name: str) -> bool:
-    """
-    :param value: hyper-parameter of an optimizer, from the file
-    :param own: that of the model
-    :param name: its name
-    :return: whether it may take its place: switches must be the same, numbers may have changed in training
-    """
-    if name == "params" or own is None or isinstance(own, (bool, str)):
-        return type(value) is type(own) and value == own
-    if isinstance(own, (tuple, list)):
-        alike = type(value) in (tuple, list) and len(value) == len(own)
-        return alike and all(is_number(item) and item >= 0 for item in value)
-    return is_number(value) and value >= 0
-
-
-def kept_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
-    """
-    :param optimizer: optimizer
-    :return: what it keeps of a parameter, here of one of shape (1,)
-    """
-    group = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
-    param = th.nn.Parameter(th.zeros(1))
-    probe = type(optimizer)([param], lr=0.0)  # type: ignore[call-arg]
-    probe.param_groups[0].update(group)
-    param.grad = th.zeros(1)
-    probe.step()
-    return dict(probe.state[param])

@@ -1,0 +1,207 @@
+"""What the attributes of a saved model may be."""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import TrainFreq
+from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
+
+from sb3_diffusion.common.arguments import FLAG, TEXT, Kind, either, is_number, number, optional, subclass_of, table, whole
+from sb3_diffusion.saving.json_codec import (
+    ACTIVATIONS,
+    EXTRACTORS,
+    FLAT_SPACES,
+    NOISES,
+    OPTIMIZERS,
+    NotPlain,
+    encode,
+    is_schedule,
+)
+
+# Far beyond use, and small enough that a model is built and acts at once
+MAX_N_STEPS = 10_000
+MAX_LAYERS = 64
+MAX_TRANSITIONS = 10**7
+MAX_CATEGORIES = 2**20
+MAX_ENVS = 10**4
+
+
+def one_of(classes: Mapping[str, type]) -> Kind:
+    """
+    :param classes: classes by name
+    :return: any of them
+    """
+    return Kind(f"one of {', '.join(classes)}", lambda value: isinstance(value, type) and value in classes.values())
+
+
+def instance(*types: type) -> Kind:
+    """
+    :param types: types
+    :return: objects of exactly one of them
+    """
+    return Kind(" or ".join(cls.__name__ for cls in types), lambda value: type(value) in types)
+
+
+def several(kind: Kind, most: int) -> Kind:
+    """
+    :param kind: kind of each item
+    :param most: greatest number of items
+    :return: lists and tuples of such items
+    """
+    return Kind(
+        f"a list of at most {most} items, each {kind.text}",
+        lambda value: type(value) in (list, tuple) and len(value) <= most and all(map(kind.holds, value)),
+    )
+
+
+def is_episode(value: Any) -> bool:
+    """
+    :param value: anything that a file may hold
+    :return: whether it is what ``Monitor`` says of an episode, beside which there may be whatever an environment adds
+    """
+    return type(value) is dict and is_number(value.get("r")) and is_number(value.get("l"))
+
+
+def is_plain(value: Any) -> bool:
+    """
+    :param value: anything
+    :return: whether it has a plain form
+    """
+    try:
+        encode(value)
+    except NotPlain:
+        return False
+    return True
+
+
+def keep_plain(name: str, value: Any) -> Any:
+    """
+    What environments say of their episodes can be anything, and no training depends on it.
+
+    :param name: name of an attribute
+    :param value: its value
+    :return: the same; of statistics of episodes what has a plain form
+    """
+    if name == "ep_info_buffer" and isinstance(value, deque):
+        episodes = ({key: item for key, item in episode.items() if is_plain({key: item})} for episode in value)
+        return deque(episodes, maxlen=value.maxlen)
+    if name == "ep_success_buffer" and isinstance(value, deque):
+        return deque(filter(is_plain, value), maxlen=value.maxlen)
+    return value
+
+
+def is_observation(value: Any) -> bool:
+    """
+    :param value: anything
+    :return: whether it may be the observations of some environments
+    """
+    arrays = list(value.values()) if isinstance(value, dict) else [value]
+    return all(isinstance(array, np.ndarray) and array.ndim > 0 for array in arrays)
+
+
+def is_small_discrete(value: Any) -> bool:
+    """
+    :param value: anything
+    :return: whether it is a space of categories that a chain can have as its ones and zeros
+    """
+    if type(value) is spaces.MultiBinary:
+        return math.prod(value.shape) <= MAX_CATEGORIES // 2
+    if type(value) is spaces.MultiDiscrete:
+        return 0 < value.nvec.size <= MAX_CATEGORIES and value.nvec.size * int(value.nvec.max()) <= MAX_CATEGORIES
+    return type(value) is spaces.Discrete and int(value.n) <= MAX_CATEGORIES
+
+
+SCHEDULE = Kind("a number or a schedule", is_schedule)
+WIDTHS = several(whole(1, 2**24), MAX_LAYERS)
+OBSERVATION = optional(Kind("an array, or a dict of arrays", is_observation))
+EPISODES = Kind("a deque of episodes", lambda value: type(value) is deque and all(map(is_episode, value)))
+SUCCESSES = Kind("a deque", lambda value: type(value) is deque)
+BOOLEANS = Kind("an array of booleans", lambda value: isinstance(value, np.ndarray) and value.dtype.kind == "b")
+STRATEGY = either(TEXT, instance(GoalSelectionStrategy))
+HYPERPARAMETER = either(number(0), optional(FLAG), several(number(0), 4))
+
+# Keyword arguments of Stable-Baselines3's policies
+POLICY_KWARGS: dict[str, Kind] = dict(
+    net_arch=optional(either(WIDTHS, table(pi=WIDTHS, qf=WIDTHS, vf=WIDTHS, denoiser=WIDTHS))),
+    activation_fn=one_of(ACTIVATIONS),
+    features_extractor_class=optional(one_of(EXTRACTORS)),
+    features_extractor_kwargs=optional(
+        table(features_dim=whole(1, 2**24), cnn_output_dim=whole(1, 2**24), normalized_image=FLAG)
+    ),
+    optimizer_class=one_of(OPTIMIZERS),
+    optimizer_kwargs=optional(
+        Kind(
+            "a dict of finite numbers, tuples of them, booleans and None",
+            lambda value: type(value) is dict and all(map(HYPERPARAMETER.holds, value.values())),
+        )
+    ),
+    n_critics=whole(1, MAX_LAYERS),
+    **dict.fromkeys(("log_std_init", "clip_mean"), number()),
+    **dict.fromkeys(("use_sde", "use_expln", "full_std", "squash_output", "ortho_init", "normalize_images"), FLAG),
+    share_features_extractor=FLAG,
+)
+
+
+def policy_kwargs_kind(policy: Any) -> Kind:
+    """
+    :param policy: class of policies, which declares its own keyword arguments as ``arguments``
+    :return: what ``policy_kwargs`` may be
+    """
+    return table(**POLICY_KWARGS, **policy.arguments)
+
+
+# Every attribute of Stable-Baselines3's own that a file may set
+ATTRIBUTES: dict[str, Kind] = dict(
+    observation_space=instance(*FLAT_SPACES, spaces.Dict),
+    action_space=either(
+        instance(spaces.Box), Kind(f"a discrete space of at most {MAX_CATEGORIES} categories", is_small_discrete)
+    ),
+    seed=optional(whole(0, 2**32 - 1)),
+    action_noise=optional(instance(*NOISES)),
+    learning_rate=SCHEDULE,
+    tensorboard_log=optional(instance(str)),
+    ep_info_buffer=optional(EPISODES),
+    ep_success_buffer=optional(SUCCESSES),
+    _last_episode_starts=optional(BOOLEANS),
+    _current_progress_remaining=number(),
+    n_envs=whole(1, MAX_ENVS),
+    start_time=number(0),
+    sde_sample_freq=whole(-1),
+    **dict.fromkeys(("_last_obs", "_last_original_obs"), OBSERVATION),
+    **dict.fromkeys(("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_episode_num", "_n_updates"), whole()),
+    **dict.fromkeys(("verbose", "learning_starts"), whole()),
+    _stats_window_size=whole(1),
+    # Off-policy
+    buffer_size=whole(1, MAX_TRANSITIONS),
+    replay_buffer_class=optional(subclass_of(ReplayBuffer)),
+    replay_buffer_kwargs=table(
+        n_steps=whole(1, MAX_N_STEPS),
+        gamma=number(0, 1),
+        handle_timeout_termination=FLAG,
+        n_sampled_goal=whole(1),
+        goal_selection_strategy=STRATEGY,
+        copy_info_dict=FLAG,
+    ),
+    train_freq=either(whole(1), instance(TrainFreq)),
+    gradient_steps=whole(-1),
+    target_entropy=number(),
+    target_update_interval=whole(1),
+    **dict.fromkeys(("use_sde", "use_sde_at_warmup", "optimize_memory_usage", "normalize_advantage"), FLAG),
+    # On-policy
+    rollout_buffer_class=optional(subclass_of(RolloutBuffer)),
+    rollout_buffer_kwargs=table(),
+    clip_range=SCHEDULE,
+    clip_range_vf=optional(SCHEDULE),
+    **dict.fromkeys(("vf_coef", "max_grad_norm"), number(0)),
+    target_kl=optional(number(0)),
+    n_epochs=whole(1),
+    # Both
+    ent_coef=either(TEXT, SCHEDULE),
+    **dict.fromkeys(("batch_size", "n_steps"), whole(1, MAX_TRANSITIONS)),
+    **dict.fromkeys(("tau", "gamma", "gae_lambda"), number(0, 1)),
+)
