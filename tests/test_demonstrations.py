@@ -144,14 +144,18 @@ def test_diffppo_trains_the_last_steps(monkeypatch):
     model = DiffPPO("MlpPolicy", "Pendulum-v1", diffusion_steps=5, finetuned_steps=2, **kwargs)
     seen, evaluate = [], type(model.policy).evaluate_steps
 
-    def record_steps(self, contexts, x, x_prev, step):
-        seen.append(step)
-        return evaluate(self, contexts, x, x_prev, step)
+    def record(self, *args):
+        seen.append(evaluate(self, *args))
+        for part in seen[-1]:
+            part.retain_grad()
+        return seen[-1]
 
     model.learn(16)
-    monkeypatch.setattr(type(model.policy), "evaluate_steps", record_steps)
+    monkeypatch.setattr(type(model.policy), "evaluate_steps", record)
     model.train()
-    assert set(th.cat([steps.reshape(-1) for steps in seen]).tolist()) == {1, 2}
+    # The first step's value is what advantages bootstrap from, so that the values of all steps are fitted
+    values, log_prob, _ = (part.grad for part in seen[0])
+    assert (values != 0).all() and (log_prob[:2] != 0).any(dim=1).all() and (log_prob[2:] == 0).all()
     with pytest.raises(ValueError, match=r"finetuned_steps=6: the chain has diffusion_steps=5"):
         DiffPPO("MlpPolicy", "Pendulum-v1", finetuned_steps=6)
 

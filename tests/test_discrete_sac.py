@@ -168,13 +168,13 @@ def test_best_of_candidates(name):
     noise = policy.actor.process.draw_noise(policy.actor.schedule, 64)
     with th.no_grad():
         best = policy.best_candidate(obs, noise)
-        candidates = policy.actor(obs.repeat_interleave(16, dim=0), noise=noise)
+        candidates = policy.actor(obs.repeat(16, 1), noise=noise)
 
         def value(actions):
             q_values = model.critic(obs[:1].expand(len(actions), -1), policy.actor.process.critic_input(actions))
             return th.cat(q_values, dim=1).amin(dim=1)
 
-        th.testing.assert_close(value(best), value(candidates).reshape(4, 16).amax(dim=1))
+        th.testing.assert_close(value(best), value(candidates).reshape(16, 4).amax(dim=0))
     first, again = (model.predict(obs.numpy(), deterministic=True)[0] for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert all(contains(SPACES[name], action) for action in first)

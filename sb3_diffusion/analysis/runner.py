@@ -13,6 +13,7 @@ import re
 import shutil
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,8 @@ def run_all(runs: list[Run], path: str | Path, jobs: int | None = None, ray_addr
         a cluster, whose machines must see the campaign's folder under the same path
     :return: the evaluations of all the runs, see :func:`.read_results`
     :raises ValueError: if a run is there with other settings
-    :raises RuntimeError: if runs have not ended, when all others have; or if another process is at this campaign
+    :raises RuntimeError: if runs have not ended, when all others have (with ``jobs=None`` the first error ends all); or if
+        another process is at this campaign
     """
     work = work_folder(path).absolute()
     work.mkdir(parents=True, exist_ok=True)
@@ -272,13 +274,15 @@ def run_all(runs: list[Run], path: str | Path, jobs: int | None = None, ray_addr
                     continue
                 add_results(path, {run.key: result})
                 shutil.rmtree(work / run.key)
+            if not failures:
+                # While it is held, so that no other process can take a lock that is gone
+                (work / "lock").unlink(missing_ok=True)
+                with suppress(OSError):
+                    work.rmdir()
     except Timeout as error:
         raise RuntimeError(f"Another process is at {path}: wait for it, or choose another file") from error
     if failures:
         raise RuntimeError(f"Not ended: {', '.join(failures)}. The same command goes on with what is missing")
-    (work / "lock").unlink(missing_ok=True)
-    if not any(work.iterdir()):
-        work.rmdir()
     return so_far(runs, path)
 
 

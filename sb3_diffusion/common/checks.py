@@ -134,13 +134,20 @@ def merge_kwargs(algorithm: str, what: str, given: Mapping[str, Any], needed: Ma
     return {**given, **needed}
 
 
+def is_recorded() -> bool:
+    """
+    :return: whether an exporter is writing down what is computed here, so that nothing may depend on the numbers
+    """
+    return th.jit.is_tracing() or th.compiler.is_exporting()
+
+
 def check_finite_tensor(name: str, value: th.Tensor) -> None:
     """
     :param name: what the tensor is, for the error
     :param value: tensor
     :raises ValueError: if an entry is NaN or infinite
     """
-    if th.jit.is_tracing() or th.compiler.is_exporting():
+    if is_recorded():
         return  # an exported file cannot raise
     # The sum first, which is one operation and is finite only if the entries are
     if not math.isfinite(value.sum().item()) and not th.isfinite(value).all():

@@ -18,6 +18,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_diffusion.common.chain import Chain, ControlFn, Step, at_step
+from sb3_diffusion.common.checks import is_recorded
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
 # Stands for the logarithm of probability 0 where a difference of two must be finite
@@ -120,13 +121,16 @@ def sample_categories(log_probs: th.Tensor, noise: th.Tensor | None, log_r: th.T
         with which ``log q - log r`` grows: the kernel itself keeps to ``x_k`` in all but the surest cases
     :return: categories as float32, (..., d)
     """
+    drawn = th.empty(0)
+    if noise is not None:
+        below = th.exp(log_probs).cumsum(dim=-1)
+        drawn = (below / below[..., -1:] <= noise.unsqueeze(-1)).sum(dim=-1)
+        # An exported file has to hold both
+        if not (is_recorded() or bool((noise < 0).any())):
+            return drawn.float()
     score = log_probs if log_r is None else th.where(log_r > LOG_ZERO / 2, log_probs - log_r, LOG_ZERO)
     likeliest = score.argmax(dim=-1)
-    if noise is None:
-        return likeliest.float()
-    below = th.exp(log_probs).cumsum(dim=-1)
-    drawn = (below / below[..., -1:] <= noise.unsqueeze(-1)).sum(dim=-1)
-    return th.where(noise < 0, likeliest, drawn).float()
+    return (likeliest if noise is None else th.where(noise < 0, likeliest, drawn)).float()
 
 
 def draw_uniform(schedule: NoiseSchedule, batch_size: int, action_dim: int, deterministic: bool = False) -> th.Tensor:
@@ -159,6 +163,15 @@ def denoise_categories(
         yield x, log_q, log_r
 
 
+def checked(x: th.Tensor, log_q: th.Tensor) -> th.Tensor:
+    """
+    :param x: ``x_0``, (B, d)
+    :param log_q: log-probabilities that it was drawn with, (B, d, n)
+    :return: the same, but NaN where they are: a comparison with NaN draws a category, too
+    """
+    return x + 0 * log_q[..., 0].detach()
+
+
 def sample_categorical_chain(control_fn: ControlFn, schedule: NoiseSchedule, x: th.Tensor, noise: th.Tensor) -> Chain:
     """
     :param control_fn: control function
@@ -171,7 +184,21 @@ def sample_categorical_chain(control_fn: ControlFn, schedule: NoiseSchedule, x: 
     for latent, log_q, log_r in denoise_categories(control_fn, schedule, x, noise):
         latents.append(latent)
         log_ratios.append(category_log_prob(log_q - log_r, latent))
+    latents[-1] = checked(latents[-1], log_q)
     return Chain(th.stack(latents[::-1]), noise, th.stack(log_ratios[::-1]))
+
+
+def sample_categorical_path(control_fn: ControlFn, schedule: NoiseSchedule, x: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    """
+    :param control_fn: control function
+    :param schedule: noise schedule
+    :param x: ``x_K``, (B, d)
+    :param noise: uniform noises, (K+1, B, d)
+    :return: ``x_0 .. x_K`` alone, (K+1, B, d)
+    """
+    steps = list(denoise_categories(control_fn, schedule, x, noise))
+    x_0 = checked(*steps[-1][:2])
+    return th.stack((x_0, *(latent for latent, _, _ in steps[-2::-1]), x))
 
 
 def uniform_log_prob(uniform: th.Tensor) -> th.Tensor:

@@ -114,4 +114,5 @@ class GraphDenoiser(nn.Module):
             h = layer(h, adjacency, share)
         if self.value:
             return self.head((share * h).sum(dim=-2))
-        return self.head(h).transpose(-1, -2).flatten(-2)
+        # Outputs of zero: absent nodes follow the reference kernel, and have no part in ratios and entropies
+        return (self.head(h) * mask).transpose(-1, -2).flatten(-2)

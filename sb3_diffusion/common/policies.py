@@ -6,10 +6,9 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
-from torch import nn
 
 from sb3_diffusion.common.action_scaling import ActionScaling
-from sb3_diffusion.common.arguments import FLAG, Kind, choice, optional, subclass_of
+from sb3_diffusion.common.arguments import FLAG, Kind, choice, optional
 from sb3_diffusion.common.chain import (
     Chain,
     ControlFn,
@@ -35,7 +34,6 @@ CHAIN_ARGUMENTS: dict[str, Kind] = {
     "learn_std": FLAG,
     "kernel": optional(choice(KERNELS)),
     "compile_chain": FLAG,
-    "denoiser_activation_fn": subclass_of(nn.Module),
 }
 
 

@@ -447,14 +447,13 @@ class CategoricalProcess(ChainProcess):
 
     def sample_path(self, control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
         x = self.prior(schedule, gaussian.check_noise(schedule, noise)[-1])
-        latents = [latent for latent, _, _ in discrete.denoise_categories(control_fn, schedule, x, noise)]
-        return th.stack((*latents[::-1], x))
+        return discrete.sample_categorical_path(control_fn, schedule, x, noise)
 
     def sample_latent_action(
         self, control_fn: ControlFn, schedule: NoiseSchedule, x: th.Tensor, noise: th.Tensor | None = None
     ) -> th.Tensor:
-        *_, (latent, _, _) = discrete.denoise_categories(control_fn, schedule, x, noise)
-        return latent
+        *_, (latent, log_q, _) = discrete.denoise_categories(control_fn, schedule, x, noise)
+        return discrete.checked(latent, log_q)
 
     def take_step(
         self, schedule: NoiseSchedule, control: Control, x: th.Tensor, noise: th.Tensor | None, step: Step

@@ -467,9 +467,8 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
             std = advantages.std() + 1e-8
             advantages = (advantages - advantages.mean()) / std
             kl_coef = kl_coef / std
-        n_trained = self.finetuned_steps or self.diffusion_steps  # the last ones are 1 .. n
-        n_drawn = self.denoising_steps_per_update or n_trained
-        steps = draw_steps(n_trained, n_drawn, advantages.shape[1], advantages.device)  # (M, B)
+        n_drawn = self.denoising_steps_per_update or self.diffusion_steps
+        steps = draw_steps(self.diffusion_steps, n_drawn, advantages.shape[1], advantages.device)  # (M, B)
         values, log_prob, step_kl = self.policy.evaluate_steps(
             self.policy.encode(data.observations), take_steps(data.x, steps), take_steps(data.x, steps - 1), steps
         )
@@ -477,6 +476,10 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
             take_steps(of_steps, steps - 1) for of_steps in (data.old_values, data.old_log_prob, advantages, data.returns)
         )
         weighted = advantages if self.gamma_diffusion == 1 else advantages * self.gamma_diffusion ** (steps - 1)
+        if self.finetuned_steps is not None:
+            # The values of all steps are fitted, since advantages bootstrap from the first one's
+            is_tuned = (steps <= self.finetuned_steps) * (self.diffusion_steps / self.finetuned_steps)
+            weighted, step_kl = weighted * is_tuned, step_kl * is_tuned
         clip_range = clip_ranges[steps - 1] if isinstance(clip_ranges, th.Tensor) else clip_ranges
         policy_loss, info = clipped_surrogate_loss(log_prob, old_log_prob, weighted, clip_range)
         clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]

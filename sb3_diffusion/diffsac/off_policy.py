@@ -340,7 +340,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
         :param batch_size: number of transitions B
         :return: how many of them are demonstrations
         """
-        return round(self.demonstration_share * batch_size)
+        return max(round(self.demonstration_share * batch_size), 1) if self.demonstration_share > 0 else 0
 
     def _sample_demonstrations(self, n_transitions: int) -> ReplayBufferSamples:
         """
@@ -364,7 +364,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
         """
         if self.demonstration_coef == 0:
             return 0.0
-        data = self._sample_demonstrations(max(self._n_demonstrations(batch_size), 1))
+        data = self._sample_demonstrations(self._n_demonstrations(batch_size))
         log_likelihood = self.actor.log_likelihood(data.observations, data.actions, self.denoising_steps_per_update)
         return -self.demonstration_coef * log_likelihood.mean()
 

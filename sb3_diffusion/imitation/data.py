@@ -100,6 +100,8 @@ def load_demonstrations(data: Any, observation_space: spaces.Space, action_space
     :raises ImportError: if a package is missing that the file needs
     """
     if isinstance(data, Demonstrations):
+        check_actions("the data", data.actions, action_space)
+        check_observations("the data: observations", data.observations, observation_space)
         return data
     checked = [
         check_episode(f"episode {index}", episode, observation_space, action_space)
@@ -239,9 +241,17 @@ def episode_bounds(lengths: Any, last: np.ndarray) -> np.ndarray:
     if lengths is None:
         bounds = np.concatenate(([0], np.flatnonzero(last) + 1))
         return bounds if bounds[-1] == len(last) else np.append(bounds, len(last))
-    bounds = np.concatenate(([0], np.cumsum(np.asarray(lengths, dtype=np.int64))))
+    lengths = np.asarray(lengths, dtype=np.int64)
+    bounds = np.concatenate(([0], np.cumsum(lengths)))
     if bounds[-1] != len(last):
         raise ValueError(f"the episodes' lengths sum up to {bounds[-1]}, there are {len(last)} steps")
+    if (lengths < 0).any():
+        raise ValueError(f"episode {int(np.argmin(lengths))} has the length {lengths.min()}")
+    if inside := sorted(set(np.flatnonzero(last) + 1) - set(bounds)):
+        raise ValueError(
+            f"step {inside[0] - 1} ends an episode by dones or truncations, but lies inside episode "
+            f"{np.searchsorted(bounds, inside[0]) - 1} by episode_lengths"
+        )
     return bounds
 
 

@@ -42,12 +42,19 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, data: Any) -> int:
     actions = demonstrations.actions
     if isinstance(model.action_space, spaces.Box):
         actions = model.policy.scale_action(actions).astype(np.float32)
-    ends = demonstrations.terminations | demonstrations.truncations
+    # Where the next row is not what follows: the end of an episode, or before a step that is left out
+    ends = (demonstrations.terminations | demonstrations.truncations)[known] | np.append(np.diff(known) != 1, True)
+    ends[n_rows - 1 :: n_rows] = True  # the last row of each column
+    cuts = ends & ~demonstrations.terminations[known]
+    if cuts.any() and not buffer.handle_timeout_termination:
+        raise ValueError(
+            "the data have episodes that were cut off, which a replay buffer with handle_timeout_termination=False, as it is "
+            "with optimize_memory_usage=True, would take for terminated: use one that handles them"
+        )
     for row in range(n_rows):
-        index = known[row + n_rows * np.arange(buffer.n_envs)]
-        # What follows in the same column is another episode
-        cut = ~demonstrations.terminations[index] & (ends[index] | (row == n_rows - 1))
-        take = lambda values, rows=index: values[rows]  # noqa: E731
+        rows = row + n_rows * np.arange(buffer.n_envs)
+        index, cut = known[rows], cuts[rows]
+        take = lambda values, index=index: values[index]  # noqa: E731
         buffer.add(
             map_obs(take, demonstrations.observations),
             map_obs(take, demonstrations.next_observations),

@@ -30,6 +30,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, 
 
 from sb3_diffusion.common.checks import check_integer
 from sb3_diffusion.common.env_checks import stop_dead_workers
+from sb3_diffusion.saving.files import sync_folder, write_file
 
 MODEL, REPLAY_BUFFER, VEC_NORMALIZE = "model.zip", "replay_buffer.pkl", "vecnormalize.pkl"
 RANDOM_STATE, DESCRIPTION = "random_state.json", "checkpoint.json"
@@ -350,29 +351,6 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(path.parent)
-
-
-def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """
-    :param path: path of a new file
-    :param write: writes its content; on return it is on the disk
-    """
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """
-    :param folder: folder whose entries are to be on the disk
-    """
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def remove(path: Path) -> None:

@@ -52,9 +52,11 @@ class MaxCutEnv(gym.Env[Observation, np.ndarray]):
         check_integer("n_nodes", n_nodes, least=2)
         check_integer("min_nodes", n_nodes if min_nodes is None else min_nodes, least=2)
         check_choice("kind", kind, ("ba", "er"))
+        if not 0 < edge_share <= 1:
+            raise ValueError(f"edge_share={edge_share!r}: it must be above 0 and at most 1")
         self.n_nodes, self.min_nodes = n_nodes, n_nodes if min_nodes is None else min(min_nodes, n_nodes)
         self.kind, self.edge_share, self.render_mode = kind, edge_share, render_mode
-        bound = 1.0 if self.graph is None else float(np.abs(self.graph).max())
+        self.bound = bound = 1.0 if self.graph is None else float(np.abs(self.graph).max())
         self.observation_space: Any = spaces.Dict(
             adjacency=spaces.Box(-bound, bound, (n_nodes, n_nodes)), mask=spaces.Box(0.0, 1.0, (n_nodes,))
         )
@@ -70,6 +72,8 @@ class MaxCutEnv(gym.Env[Observation, np.ndarray]):
         if len(graph) > self.n_nodes:
             raise ValueError(f"options['graph'] has {len(graph)} nodes: the spaces have room for {self.n_nodes}")
         check_has_edges(graph)
+        if np.abs(graph).max() > self.bound:
+            raise ValueError(f"options['graph'] has weights beyond {self.bound:g}, the bound of the observation space")
         self.size = len(graph)
         self.adjacency = np.zeros((self.n_nodes, self.n_nodes), dtype=np.float32)
         self.adjacency[: self.size, : self.size] = graph
