@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_diffusion.common.arguments import FLAG, Kind, optional, subclass_of, table, whole
+from sb3_diffusion.common.arguments import FLAG, Kind
 from sb3_diffusion.common.categories import check_chain_action_space, flat_action_space, is_discrete
 from sb3_diffusion.common.chain import Step
 from sb3_diffusion.common.checks import check_finite_tensor, check_no_sde
@@ -79,8 +79,6 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     arguments: ClassVar[dict[str, Kind]] = {
         **CHAIN_ARGUMENTS,
         "state_value": FLAG,
-        "denoiser_class": optional(subclass_of(nn.Module)),
-        "denoiser_kwargs": optional(table(width=whole(1, 2**24), n_layers=whole(0, 64), activation_fn=subclass_of(nn.Module))),
     }
     default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
 

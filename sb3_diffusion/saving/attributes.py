@@ -14,6 +14,7 @@ from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from sb3_diffusion.common.arguments import FLAG, TEXT, Kind, either, is_number, number, optional, subclass_of, table, whole
 from sb3_diffusion.saving.json_codec import (
     ACTIVATIONS,
+    DENOISERS,
     EXTRACTORS,
     FLAT_SPACES,
     NOISES,
@@ -125,10 +126,13 @@ BOOLEANS = Kind("an array of booleans", lambda value: isinstance(value, np.ndarr
 STRATEGY = either(TEXT, instance(GoalSelectionStrategy))
 HYPERPARAMETER = either(number(0), optional(FLAG), several(number(0), 4))
 
-# Keyword arguments of Stable-Baselines3's policies
+# Keyword arguments of policies: Stable-Baselines3's, and networks and activations of the chain
 POLICY_KWARGS: dict[str, Kind] = dict(
     net_arch=optional(either(WIDTHS, table(pi=WIDTHS, qf=WIDTHS, vf=WIDTHS, denoiser=WIDTHS))),
     activation_fn=one_of(ACTIVATIONS),
+    denoiser_activation_fn=one_of(ACTIVATIONS),
+    denoiser_class=optional(one_of(DENOISERS)),
+    denoiser_kwargs=optional(table(width=whole(1, 2**24), n_layers=whole(0, MAX_LAYERS), activation_fn=one_of(ACTIVATIONS))),
     features_extractor_class=optional(one_of(EXTRACTORS)),
     features_extractor_kwargs=optional(
         table(features_dim=whole(1, 2**24), cnn_output_dim=whole(1, 2**24), normalized_image=FLAG)
