@@ -228,6 +228,12 @@ def test_a_hook_on_the_critic_acts_in_both_losses(critic_type):
     assert len(calls) == 2
 
 
+def test_settings_of_batch_renormalisation_reach_the_actor():
+    policy_kwargs = dict(net_arch=[8], batch_norm_momentum=0.5, batch_norm_eps=0.1, renorm_warmup_steps=7)
+    layers = [m for m in make_model(DiffCrossQ, policy_kwargs=policy_kwargs).actor.modules() if isinstance(m, BatchRenorm1d)]
+    assert layers and all((m.momentum, m.eps, m.warmup_steps) == (0.5, 0.1, 7) for m in layers)
+
+
 @pytest.mark.parametrize(
     "kwargs, message",
     [

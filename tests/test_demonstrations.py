@@ -10,7 +10,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
-from sb3_diffusion.imitation import fill_replay_buffer
+from sb3_diffusion.imitation import fill_replay_buffer, load_demonstrations
 
 OFF_POLICY = [DiffSAC, DiffCrossQ, DiffTQC, DiffWPO]
 SMALL = dict(policy_kwargs=dict(net_arch=[8]), learning_starts=0, batch_size=8, seed=0, device="cpu")
@@ -56,6 +56,44 @@ def test_steps_without_a_next_observation_are_left_out():
     cut = dict(dones=np.zeros(40, dtype=bool), truncations=np.arange(40) % 10 == 9)
     assert fill_replay_buffer(model, make_data(**cut)) == 36
     assert fill_replay_buffer(model, make_data(**cut, next_observations=np.zeros((40, 3)))) == 40
+
+
+def test_returns_of_several_steps_stay_in_their_episode():
+    """Where an episode was cut off, its last step is left out, and the one before it is the last that can be summed."""
+    model = make_model(replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(n_steps=3, gamma=0.9))
+    cut = dict(dones=np.zeros(40, dtype=bool), truncations=np.arange(40) % 10 == 9, rewards=np.arange(40) // 10 * 1.0)
+    fill_replay_buffer(model, make_data(**cut))
+    buffer = model.replay_buffer
+    episodes = buffer.rewards[: buffer.pos, 0]
+    samples = buffer._get_samples(np.arange(buffer.pos))
+    for step, returned in enumerate(samples.rewards[:, 0].tolist()):
+        left = min(3, 9 - step % 9)
+        assert returned == pytest.approx(episodes[step] * sum(0.9**i for i in range(left)))
+    assert not samples.dones.any()
+
+
+def test_cut_episodes_need_a_buffer_that_knows_them():
+    handles = dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False))
+    with pytest.raises(ValueError, match="handle_timeout_termination=False"):
+        fill_replay_buffer(make_model(**handles), make_data(dones=np.arange(40) == 20))
+    fill_replay_buffer(make_model(**handles), make_data(dones=np.arange(40) % 10 == 9))
+
+
+def test_a_small_share_is_one_transition():
+    model = make_model(demonstration_share=0.01)
+    with pytest.raises(ValueError, match="there are no demonstrations"):
+        model.learn(2)
+    fill_replay_buffer(model, make_data())
+    assert model._n_demonstrations(8) == 1
+
+
+def test_prepared_demonstrations_are_checked_against_the_model():
+    data = load_demonstrations(
+        make_data(), *(make_model().env.get_attr(f"{name}_space")[0] for name in ("observation", "action"))
+    )
+    fill_replay_buffer(make_model(), data)
+    with pytest.raises(ValueError, match="actions"):
+        fill_replay_buffer(make_model(), data._replace(actions=data.actions * 30))
 
 
 @pytest.mark.parametrize("cls", OFF_POLICY)

@@ -129,6 +129,16 @@ def test_the_logged_kl_is_that_of_the_chain_from_the_target_policy():
         assert model.logger.name_to_value[name] == pytest.approx(expected, rel=1e-4)
 
 
+def test_both_policies_see_the_batch_alike():
+    """With batch renormalisation in the actors, too, the KL between equal policies is zero."""
+    model = make_model(critic_type="crossq", learning_rate=0.0, learning_starts=5)
+    model.learn(20)
+    model.set_logger(configure(None, []))
+    model.train(1, 16)
+    assert model.logger.name_to_value["train/kl_mean"] == pytest.approx(0, abs=1e-10)
+    assert model.logger.name_to_value["train/kl_std"] == pytest.approx(0, abs=1e-10)
+
+
 def test_target_policy():
     model = make_model(target_policy_update_interval=4)
     model.learn(13)

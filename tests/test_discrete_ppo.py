@@ -129,6 +129,17 @@ def test_wrapper_and_whole_chains_agree():
     np.testing.assert_array_equal(whole.process.env_action(x[0])[0], x[0, 0].numpy() + space.start)
 
 
+def test_weights_that_are_nan():
+    """A comparison with NaN draws a category, too."""
+    policy = DiffPPO("MlpPolicy", Bits(spaces.MultiDiscrete([2, 3])), **SMALL).policy
+    th.nn.init.constant_(policy.score_network.head[-1].bias, th.nan)
+    for deterministic in (False, True):
+        with pytest.raises(ValueError, match="latent action has NaN"):
+            policy.predict(np.zeros(policy.observation_space.shape, np.float32), deterministic=deterministic)
+    with pytest.raises(ValueError, match="latent action has NaN"), th.no_grad():
+        policy.sample_path(th.zeros(2, *policy.observation_space.shape))
+
+
 @pytest.mark.parametrize("space", [spaces.MultiDiscrete([2, 4, 3]), spaces.MultiBinary(3), spaces.Discrete(4)])
 def test_one_step_is_sb3s_policy(space):
     """K = 1: log-probabilities, entropy and mode of SB3's distribution with the same logits."""

@@ -128,6 +128,25 @@ def test_bad_graphs(graph, message):
         MaxCutEnv(3).reset(options=dict(graph=SQUARE))
 
 
+def test_arguments_out_of_range():
+    for share in (0.0, -1.0, 1.5):
+        with pytest.raises(ValueError, match="edge_share"):
+            MaxCutEnv(kind="er", edge_share=share)
+    with pytest.raises(ValueError, match="weights beyond 1"):
+        MaxCutEnv(n_nodes=4).reset(options=dict(graph=5 * (1 - np.eye(3))))
+
+
+def test_absent_nodes_follow_the_reference_kernel():
+    env = MaxCutEnv(n_nodes=6, min_nodes=6)
+    kwargs = dict(net_arch=[], denoiser_class=GraphDenoiser, denoiser_kwargs=dict(width=8))
+    policy = DiffPPO("MultiInputPolicy", env, diffusion_steps=3, policy_kwargs=kwargs, seed=0).policy
+    obs, _ = env.reset(options=dict(graph=1 - np.eye(4)), seed=0)
+    with th.no_grad():
+        th.nn.init.normal_(policy.score_network.denoiser.head[1].bias)
+        log_q, log_r = policy.control_fn(policy.encode_for_actor(policy.obs_to_tensor(obs)[0]))(th.zeros(1, 6), 2)
+    assert th.allclose(log_q[:, 4:], log_r[:, 4:], atol=1e-6) and not th.allclose(log_q[:, :4], log_r[:, :4], atol=1e-3)
+
+
 def test_tours():
     env = TSPEnv(4)
     corners = np.array([[0, 0], [1, 1], [1, 0], [0, 1]], dtype=np.float32)

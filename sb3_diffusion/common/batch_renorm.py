@@ -1,6 +1,7 @@
 """Batch renormalisation (arXiv 1702.03275) by PyTorch's native kernel."""
 
 import math
+from typing import Any
 
 import torch as th
 from sb3_contrib.common.torch_layers import BatchRenorm1d
@@ -45,23 +46,70 @@ class NativeBatchRenorm1d(BatchRenorm1d):
         :param x: inputs after the warm-up, (B, num_features)
         :return: inputs normalised by the batch and corrected towards the running statistics, (B, num_features)
         """
-        shrink = (len(x) - 1) / len(x)
         with th.no_grad():
             running_std = (self.ra_var + self.eps).sqrt()
-            # Another native kernel, since torch.var_mean takes ten times as long
-            _, batch_mean, batch_inverse_std = th.native_batch_norm(x, None, None, None, None, True, 0.0, self.eps)
-            batch_var = (batch_inverse_std**-2 - self.eps).clamp_min(0) / shrink
-            r = ((batch_var + self.eps).sqrt() / running_std).clamp(1 / self.rmax, self.rmax)
-            d = ((batch_mean - self.ra_mean) / running_std).clamp(-self.dmax, self.dmax)
-            self.ra_mean.lerp_(batch_mean, self.momentum)
-            self.ra_var.lerp_(batch_var, self.momentum)
-        # sqrt(var / (var + eps)) of x / r, by its own deviations, with gradients; as a matrix product, since sums over rows
-        # take ten times as long
-        deviations = ((x - batch_mean) / r).square()
-        var = th.full((1, len(x)), 1 / (len(x) - 1), device=x.device) @ deviations  # (1, num_features)
-        std = (var / (var + self.eps)).clamp_min(1e-12).sqrt().squeeze(0)
-        weight, bias = self.scale * r * math.sqrt(shrink), self.bias + self.scale * d * std
-        return F.batch_norm(x / r, None, None, weight, bias, training=True, eps=self.eps * shrink)
+            # A native kernel, since torch.var_mean takes ten times as long
+            _, mean, inverse_std = th.native_batch_norm(x, None, None, None, None, True, 0.0, self.eps)
+            var = (inverse_std**-2 - self.eps).clamp_min(1e-12) * (len(x) / (len(x) - 1))
+            r = ((var + self.eps).sqrt() / running_std).clamp(1 / self.rmax, self.rmax)
+            d = ((mean - self.ra_mean) / running_std).clamp(-self.dmax, self.dmax)
+            self.ra_mean.lerp_(mean, self.momentum)
+            self.ra_var.lerp_(var, self.momentum)
+        return Renormalization.apply(x, self.scale, self.bias, mean, var, r, d, self.eps)
+
+
+class Renormalization(th.autograd.Function):
+    """
+    ``scale (x - mean + e) f + bias`` with ``e = d sqrt(var) / r`` and ``f = (var / r^2 + eps)^-0.5``, as sb3-contrib has it,
+    where mean and variance are the batch's, and have gradients, and the corrections r and d do not. By automatic
+    differentiation each of its operations costs as much as the whole.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: th.Tensor,
+        scale: th.Tensor,
+        bias: th.Tensor,
+        mean: th.Tensor,
+        var: th.Tensor,
+        r: th.Tensor,
+        d: th.Tensor,
+        eps: float,
+    ) -> th.Tensor:
+        """
+        :param ctx: what the gradient needs
+        :param x: inputs, (B, D)
+        :param scale: factor of each feature, (D,), and so are the others
+        :param bias: summand
+        :param mean: the batch's mean
+        :param var: the batch's unbiased variance
+        :param r: correction of the scale
+        :param d: correction of the mean
+        :param eps: added to the variance
+        :return: renormalised inputs, (B, D)
+        """
+        factor, shift = th.rsqrt(var / r**2 + eps), d * var.sqrt() / r
+        ctx.save_for_backward(x, scale, mean, var, r, d, factor, shift)
+        slope = scale * factor
+        return th.addcmul(bias + slope * (shift - mean), x, slope)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: th.Tensor) -> tuple[th.Tensor | None, ...]:
+        """
+        :param ctx: what :meth:`forward` has kept
+        :param gradient: gradient with respect to its result, (B, D)
+        :return: gradients with respect to ``x``, ``scale`` and ``bias``
+        """
+        x, scale, mean, var, r, d, factor, shift = ctx.saved_tensors
+        slope, size = scale * factor, len(x)
+        ones = gradient.new_ones(1, size)  # sums as matrix products, since those over rows take ten times as long
+        total = (ones @ gradient).squeeze(0)
+        by_scale = (ones @ (gradient * x)).squeeze(0) + (shift - mean) * total
+        by_var = -0.5 * scale * by_scale * factor**3 / r**2 + 0.5 * slope * total * d / (r * var.sqrt())
+        per_deviation = 2 * by_var / (size - 1)
+        by_x = th.addcmul(-(slope * total / size + per_deviation * mean), x, per_deviation).addcmul_(gradient, slope)
+        return by_x, factor * by_scale, total, None, None, None, None, None
 
 
 def use_native_batch_renorm(network: nn.Module) -> nn.Module:

@@ -1,7 +1,8 @@
 """Networks of ``(s, x_k, k)``: the score network of the policy and the value network over the steps of a chain."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -76,7 +77,7 @@ class DenoisingNetwork(nn.Module):
     :param activation_fn: activation of the encoder
     :param denoiser_activation_fn: activation of the head
     :param output_scale: factor on the initial weights of the last layer
-    :param encoder_batch_norm: whether a batch renormalisation stands before each layer of the encoder
+    :param encoder_batch_norm: keyword arguments of the batch renormalisation before each layer of the encoder; none if None
     :raises ValueError: if ``denoiser_arch`` is empty
     """
 
@@ -93,12 +94,13 @@ class DenoisingNetwork(nn.Module):
         activation_fn: type[nn.Module] = nn.ReLU,
         denoiser_activation_fn: type[nn.Module] = nn.SiLU,
         output_scale: float = 1.0,
-        encoder_batch_norm: bool = False,
+        encoder_batch_norm: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         if len(denoiser_arch) == 0:
             raise ValueError("net_arch['denoiser']=[]: the denoising head needs at least one hidden layer")
-        pre_linear_modules: list[Any] = [NativeBatchRenorm1d] if encoder_batch_norm else []
+        normalize = None if encoder_batch_norm is None else partial(NativeBatchRenorm1d, **encoder_batch_norm)
+        pre_linear_modules: list[Any] = [] if normalize is None else [normalize]
         layers = create_mlp(features_dim, -1, encoder_arch, activation_fn, pre_linear_modules=pre_linear_modules)
         self.encoder = use_relu_in_place(nn.Sequential(*layers))
         set_batch_renorm_training(self.encoder, False)
@@ -179,6 +181,7 @@ class ControlOutput(nn.Module):
         carry_settings(self, kernel=kernel)
         if control_scale is None:
             control_scale = 1.0 if kernel == "posterior" else diffusion_steps**-0.5
+        self.is_scaled = control_scale != 1
         # Of the control and of log_std_ratio side by side, since at small batches the number of operations is the cost
         for name, of_control, of_log_std_ratio in (
             ("output_factor", control_scale, 1.0),
@@ -204,7 +207,9 @@ class ControlOutput(nn.Module):
             ``log_std_ratio``, the log-ratio of the two standard deviations, or the mean and the logarithm of the standard
             deviation of a belief, within their bounds, each (..., B, d)
         """
-        output = th.clamp(output * self.output_factor, self.output_min, self.output_max)
+        if self.is_scaled:
+            output = output * self.output_factor
+        output = th.clamp(output, self.output_min, self.output_max)
         return output.chunk(2, dim=-1) if self.learn_std else (output, th.zeros_like(output))  # type: ignore[return-value]
 
 
@@ -227,8 +232,8 @@ class ScoreNetwork(ControlOutput, DenoisingNetwork):
         kernel, or ``"posterior"``, what it believes of ``x_0``, see :func:`.chain.posterior_control`
     :param control_scale: factor on the control; if None ``K^-0.5``, since what one step has to add shrinks with their
         number, and so does what one step of the optimizer may add, and 1 for a belief
-    :param encoder_batch_norm: whether a batch renormalisation stands before each layer of the encoder, as in CrossQ's actor
-        (arXiv 1902.05605)
+    :param encoder_batch_norm: keyword arguments of the batch renormalisation before each layer of the encoder, as in CrossQ's
+        actor (arXiv 1902.05605); none if None
     """
 
     def __init__(
@@ -243,7 +248,7 @@ class ScoreNetwork(ControlOutput, DenoisingNetwork):
         learn_std: bool = True,
         kernel: str = "reference",
         control_scale: float | None = None,
-        encoder_batch_norm: bool = False,
+        encoder_batch_norm: Mapping[str, Any] | None = None,
     ):
         super().__init__(
             features_dim,

@@ -68,6 +68,11 @@ class CriticRule:
     kernel: ClassVar[str] = "reference"
     actor_batch_norm: ClassVar[bool] = False
 
+    @property
+    def renorm_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the actor's layers of batch renormalisation, if it has any."""
+        return {}
+
     def make_network(self, **kwargs: Any) -> BaseModel:
         """
         :param kwargs: arguments of ``network_class``
@@ -215,6 +220,13 @@ class CrossQRule(CriticRule):
         check_integer("renorm_warmup_steps", renorm_warmup_steps, least=0)
         self.batch_norm_kwargs: dict[str, Any] = dict(
             batch_norm_momentum=batch_norm_momentum, batch_norm_eps=batch_norm_eps, renorm_warmup_steps=renorm_warmup_steps
+        )
+
+    @property
+    def renorm_kwargs(self) -> dict[str, Any]:
+        kwargs = self.batch_norm_kwargs
+        return dict(
+            momentum=kwargs["batch_norm_momentum"], eps=kwargs["batch_norm_eps"], warmup_steps=kwargs["renorm_warmup_steps"]
         )
 
     def make_network(self, **kwargs: Any) -> BaseModel:

@@ -368,14 +368,16 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
         log_likelihood = self.actor.log_likelihood(data.observations, data.actions, self.denoising_steps_per_update)
         return -self.demonstration_coef * log_likelihood.mean()
 
-    def _encode_for_update(self, obs: PyTorchObs) -> th.Tensor:
+    def _encode_for_update(self, obs: PyTorchObs, actor: DiffusionActor | None = None) -> th.Tensor:
         """
         :param obs: observations of an update of the actor, B of them
+        :param actor: the algorithm's actor if None, or its target
         :return: encoded observations, n times, with gradients, (n B, W); batch normalisation sees them once
         """
-        set_batch_renorm_training(self.actor.score_network, True)
-        context = self.actor.encode(obs)
-        set_batch_renorm_training(self.actor.score_network, False)
+        actor = actor or self.actor
+        set_batch_renorm_training(actor.score_network, True)
+        context = actor.encode(obs)
+        set_batch_renorm_training(actor.score_network, False)
         return context if self.n_action_samples == 1 else context.repeat(self.n_action_samples, 1)
 
     def _sample_chains(

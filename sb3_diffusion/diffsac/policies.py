@@ -52,6 +52,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
     :param encode_once: run the encoder once per chain and a small head per step; if False, one network of the widths
         ``net_arch`` runs at every step
     :param actor_batch_norm: whether a batch renormalisation stands before each layer of the encoder
+    :param batch_norm_kwargs: its keyword arguments ``momentum``, ``eps`` and ``warmup_steps``
     :param kernel: what the network says of a step: ``"reference"``, by how much its kernel differs from the reference
         kernel, or ``"posterior"``, what it believes of ``x_0``, see :func:`.chain.posterior_control`
     :param compile_chain: compile the loop over the denoising steps, see ``torch.compile``
@@ -76,6 +77,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
         learn_std: bool = True,
         encode_once: bool = True,
         actor_batch_norm: bool = False,
+        batch_norm_kwargs: dict[str, Any] | None = None,
         kernel: str = "reference",
         compile_chain: bool = False,
         normalize_images: bool = True,
@@ -99,6 +101,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
             learn_std=learn_std,
             encode_once=encode_once,
             actor_batch_norm=actor_batch_norm,
+            batch_norm_kwargs=batch_norm_kwargs,
             kernel=kernel,
             compile_chain=compile_chain,
         )
@@ -120,7 +123,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
             denoiser_arch=denoiser_arch if encode_once else net_arch,
             activation_fn=activation_fn,
             denoiser_activation_fn=denoiser_activation_fn,
-            encoder_batch_norm=actor_batch_norm,
+            encoder_batch_norm=(batch_norm_kwargs or {}) if actor_batch_norm else None,
         )
         self.compile_chain = compile_chain
 
@@ -284,9 +287,9 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
     :param n_quantiles: of TQC's critics: number of quantiles of each, 25 if None
     :param top_quantiles_to_drop_per_net: of TQC's critics: how many of the top quantiles of each are left out of the target,
         2 if None
-    :param batch_norm_momentum: of CrossQ's critics: weight of a batch in the running statistics, 0.01 if None
-    :param batch_norm_eps: of CrossQ's critics: added to the variance, 0.001 if None
-    :param renorm_warmup_steps: of CrossQ's critics: updates with the batch's statistics alone, 100,000 if None
+    :param batch_norm_momentum: of CrossQ's critics and their actor: weight of a batch in the running statistics, 0.01 if None
+    :param batch_norm_eps: of CrossQ's critics and their actor: added to the variance, 0.001 if None
+    :param renorm_warmup_steps: of CrossQ's critics and their actor: updates with the batch's statistics alone, 100,000 if None
     :param use_diffusion_value: also build the value network over ``(s, x_k, k)``
     :param use_actor_target: also build a target actor, a copy of the actor that only the algorithm changes
     :raises ValueError: for gSDE, actions of another space, or a chain that cannot be built
@@ -426,7 +429,8 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> DiffusionActor:  # type: ignore[override]
         kwargs = self._update_features_extractor(self.net_args, features_extractor)
-        return DiffusionActor(**kwargs, **self.denoiser_kwargs, **self.chain_kwargs).to(self.device)  # type: ignore[arg-type]
+        settings: dict[str, Any] = {**self.denoiser_kwargs, **self.chain_kwargs}
+        return DiffusionActor(**kwargs, **settings, batch_norm_kwargs=self.critic_rule.renorm_kwargs).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> BaseModel:  # type: ignore[override]
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)

@@ -213,7 +213,7 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         :return: what to add to the actor's loss, and what to log
         """
         with th.no_grad():
-            context = self.actor_target.encode(obs).repeat(self.n_action_samples, 1)
+            context = self._encode_for_update(obs, self.actor_target)
             old_u, old_log_std_ratio = self.actor_target.control_fn(context)(chain_steps.x, chain_steps.steps)
         # Of the whole chain, estimated from the steps that were drawn, for each action dimension
         scale = self.diffusion_steps / u.shape[-1]
