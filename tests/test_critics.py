@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sb3_contrib
 import torch as th
+from sb3_contrib.common.torch_layers import BatchRenorm1d
 from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv, SimpleMultiObsEnv

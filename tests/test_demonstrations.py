@@ -88,12 +88,11 @@ def test_a_small_share_is_one_transition():
 
 
 def test_prepared_demonstrations_are_checked_against_the_model():
-    data = load_demonstrations(
-        make_data(), *(make_model().env.get_attr(f"{name}_space")[0] for name in ("observation", "action"))
-    )
-    fill_replay_buffer(make_model(), data)
+    model = make_model()
+    data = load_demonstrations(make_data(), model.observation_space, model.action_space)
+    fill_replay_buffer(model, data)
     with pytest.raises(ValueError, match="actions"):
-        fill_replay_buffer(make_model(), data._replace(actions=data.actions * 30))
+        fill_replay_buffer(model, type(data)(**{**data._asdict(), "actions": data.actions * 30}))
 
 
 @pytest.mark.parametrize("cls", OFF_POLICY)

@@ -165,8 +165,8 @@ def test_what_does_not_fit(data, message):
 def test_lengths_that_contradict_the_ends():
     box = spaces.Box(-3, 3, (1,))
     for lengths, message in (
-        ([12], "step 1 ends an episode by dones or truncations, but lies inside episode 0"),
-        ([14, -2], "episode 1"),
+        ([12], "step 1 ends an episode by dones or truncations, but lies in"),
+        ([14, -2], "episode 1 has"),
     ):
         with pytest.raises(ValueError, match=message):
             load_demonstrations(arrays(dones=ends(12, 1), episode_lengths=lengths), spaces.Box(-99, 99, (2,)), box)
