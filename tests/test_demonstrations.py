@@ -91,7 +91,7 @@ def test_prepared_demonstrations_are_checked_against_the_model():
     model = make_model()
     data = load_demonstrations(make_data(), model.observation_space, model.action_space)
     fill_replay_buffer(model, data)
-    with pytest.raises(ValueError, match="actions"):
+    with pytest.raises(ValueError, match="is not in the model's action space"):
         fill_replay_buffer(model, type(data)(**{**data._asdict(), "actions": data.actions * 30}))
 
 
