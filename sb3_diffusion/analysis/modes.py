@@ -69,7 +69,7 @@ def mode_coverage(model: BaseAlgorithm, env: str | gym.Env, n_samples: int = 100
     :param env: ``MultiGoal-v0``, ``TurningDoubleWell-v0`` or ``TurningGMM-v0``, or its id
     :param n_samples: actions at each state
     :return: for ``MultiGoal`` ``shares`` of the goals that first actions from the exact origin point to, (4,). For
-        ``TurningDoubleWell`` ``shares`` of positive actions at each heading, (8,), their mean ``reward``, and mean and
+        ``TurningDoubleWell`` ``shares`` of the upper of two actions at each heading, (8,), their mean ``reward``, and mean and
         standard deviation of ``|a|``. For ``TurningGMM`` the ``total_variation`` distance to the exact mixture at each
         heading, (8,)
     :raises ValueError: for another environment, a model of other spaces, or for ``TurningGMM`` see :func:`action_density`
@@ -94,7 +94,7 @@ def mode_coverage(model: BaseAlgorithm, env: str | gym.Env, n_samples: int = 100
     observations = HEADINGS.astype(np.float32)
     actions = np.stack([action_distribution(model, as_seen(model, obs), n_samples)[:, 0] for obs in observations])
     return {
-        "shares": (actions > 0).mean(axis=1),
+        "shares": (actions > env.middle).mean(axis=1),
         "reward": float(env.reward(actions, 0).mean()),
         "magnitude": float(np.abs(actions).mean()),
         "magnitude_std": float(np.abs(actions).std()),

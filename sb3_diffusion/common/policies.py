@@ -169,12 +169,14 @@ class ChainPolicy(ActionScaling):
     def act(self, context: th.Tensor, deterministic: bool = False, noise: th.Tensor | None = None) -> th.Tensor:
         """
         :param context: what the score network needs to know of the observations, (B, W)
-        :param deterministic: start at 0 and follow the kernels' means, or the likeliest categories
+        :param deterministic: start at 0 and follow the kernels' means; of categories see :meth:`central_action`
         :param noise: noises of the process, (inference_steps+1, B, d); drawn if None
         :return: real actions in [-1, 1], (B, d), or the environment's categories, see :meth:`.ChainProcess.to_action`
         :raises ValueError: if they are NaN
         """
         schedule, process = self.inference_schedule, self.process
+        if noise is None and deterministic and process.deterministic_chains > 1 and schedule.diffusion_steps > 1:
+            return process.to_action(self.central_action(context))
         if noise is None and not deterministic:
             noise = process.draw_noise(schedule, len(context))
         if noise is None:
@@ -184,6 +186,28 @@ class ChainPolicy(ActionScaling):
             x = self.run_chain(process.sample_latent_action, context, schedule, process.prior(schedule, noise[-1]), noise)
         check_finite_tensor("latent action", x)
         return process.to_action(x)
+
+    def central_action(self, context: th.Tensor) -> th.Tensor:
+        """
+        The deterministic action of a chain of categories, whose likeliest steps need not lead to a likely end: of several
+        chains with the same noises at every observation the end that agrees with the others in the most dimensions. Of one
+        dimension that is the most frequent category.
+
+        :param context: what the score network needs to know of the observations, (B, W)
+        :return: ``x_0``, (B, d)
+        :raises ValueError: if it is NaN
+        """
+        schedule, process, n = self.inference_schedule, self.process, self.process.deterministic_chains
+        noise = process.draw_noise(schedule, n)
+        process.refill_noise(noise, th.Generator(device=noise.device).manual_seed(0))
+        noise = noise.repeat_interleave(len(context), dim=1)  # (inference_steps+1, n B, d)
+        start = process.prior(schedule, noise[-1])
+        x = self.run_chain(process.sample_latent_action, context.repeat(n, 1), schedule, start, noise)
+        check_finite_tensor("latent action", x)
+        ends = x.unflatten(0, (n, -1))  # (n, B, d)
+        agreement = (ends[:, None] == ends[None]).float().mean(dim=(1, 3))  # (n, B)
+        best = agreement.argmax(dim=0).reshape(1, -1, 1).expand(1, -1, ends.shape[-1])
+        return ends.gather(0, best).squeeze(0)
 
     def chain_log_likelihood(self, context: th.Tensor, actions: th.Tensor, n_steps: int | None = None) -> th.Tensor:
         """

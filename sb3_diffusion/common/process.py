@@ -9,6 +9,7 @@ A *control* is a pair of tensors that says which kernel follows at some ``x_k``:
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import torch as th
@@ -48,6 +49,9 @@ class ChainProcess(ABC):
     # Numbers that a network sees of each dimension of ``x_k``, and gives for it
     input_size: int
     output_size: int
+
+    # Of which one end is the deterministic action, see ChainPolicy.central_action; with 1 it is the end of the likeliest steps
+    deterministic_chains: ClassVar[int] = 1
 
     def __init__(self, action_space: spaces.Space):
         self.action_space = action_space
@@ -384,12 +388,14 @@ class GaussianProcess(ChainProcess):
 class CategoricalProcess(ChainProcess):
     """
     Categories, of a ``Discrete``, ``MultiDiscrete`` or ``MultiBinary`` space: :mod:`.discrete_chain`. Noise is uniform in
-    [0, 1), and that of the deterministic action is -1: the chain starts at the first category of each dimension and takes the
-    one likeliest by the belief at each step. The network gives logits of a belief of ``x_0``, and sees ``x_k`` as ones and
+    [0, 1), and -1 is that of the likeliest steps: the chain starts at the first category of each dimension and takes the one
+    likeliest by the belief at each step. The network gives logits of a belief of ``x_0``, and sees ``x_k`` as ones and
     zeros.
 
     :param action_space: the environment's action space
     """
+
+    deterministic_chains = 16
 
     def __init__(self, action_space: spaces.Space):
         super().__init__(action_space)

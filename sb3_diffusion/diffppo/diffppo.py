@@ -109,8 +109,8 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
     :param diffusion_steps: number of denoising steps K; 1, with the cosine schedule, is a squashed Gaussian policy
     :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
     :param prior_std: standard deviation of the prior of the latent action
-    :param gae_lambda_diffusion: lambda of generalized advantage estimation for a denoising step; ``0.65 ** (1 / (K - 1))``
-        if None, so that the horizon is the same for every K from 2 on
+    :param gae_lambda_diffusion: lambda of generalized advantage estimation for a denoising step; if None
+        ``0.65 ** (1 / (K - 1))``, so that the horizon is the same for every K from 2 on, and 1 for categories
     :param denoising_steps_per_update: how many denoising steps of each sample an update uses, drawn at random and each
         equally likely, so that the mean over them estimates that over all; all if None
     :param clip_range_first_step: clip range of the first, noisiest step (k = K), from where it grows exponentially to
@@ -287,6 +287,8 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
     def _gae_lambda_diffusion(self) -> float:
         if self.gae_lambda_diffusion is not None:
             return self.gae_lambda_diffusion
+        if is_discrete(self.action_space):
+            return 1.0
         return CHAIN_GAE_LAMBDA ** (1 / max(self.diffusion_steps - 1, 1))
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = MlpPolicy.__name__) -> None:

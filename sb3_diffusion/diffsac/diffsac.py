@@ -1,4 +1,4 @@
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
@@ -19,6 +19,19 @@ from sb3_diffusion.diffsac.off_policy import DiffusionOffPolicyAlgorithm, Info
 from sb3_diffusion.diffsac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 ACTOR_LOSSES = ("adjoint", "mixed_adjoint", "diffusion_value", "pathwise")
+
+# Settings that keep several equally good actions (docs/multimodal.md). The forward divergence weighs the modes against each
+# other, where the reverse one lets go of the weaker; the target is an entropy that one narrow mode cannot have; the prior is
+# about as wide as the modes are apart; and one critic, since the minimum of two is lower where the policy rarely goes
+MULTIMODAL_KWARGS: dict[str, Any] = dict(
+    learning_rate=2e-3,
+    target_entropy="auto_0.6",
+    diffusion_steps=8,
+    prior_std=0.5,
+    n_action_samples=4,
+    divergence="forward",
+    policy_kwargs=dict(n_critics=1),
+)
 
 
 class DiffSAC(DiffusionOffPolicyAlgorithm):

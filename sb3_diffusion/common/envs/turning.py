@@ -67,20 +67,29 @@ class TurningEnv(gym.Env[np.ndarray, np.ndarray]):
 
 class TurningDoubleWellEnv(TurningEnv):
     """
-    Two equally good actions in every state, -0.5 and 0.5. With ``u = a^2`` and ``u* = 0.25`` the reward is
-    ``0.85 + 0.15 [1 - (1 - u / u*)^2]`` up to ``u*`` and ``1 - [(u - u*) / (1 - u*)]^2`` beyond: 1 at the best actions, 0.85
-    between them, 0 at the edges.
+    Two equally good actions in every state. With ``c`` their middle, ``w`` half of their distance, ``u = [(a - c) / w]^2`` and
+    ``u_edge`` the value of ``u`` at the edge on that side, the reward is ``0.85 + 0.15 [1 - (1 - u)^2]`` up to ``u = 1`` and
+    ``1 - [(u - 1) / (u_edge - 1)]^2`` beyond: 1 at the best actions, 0.85 between them, 0 at the edges.
 
+    :param wells: the two best actions, between -1 and 1
     :param render_mode: ``"rgb_array"`` or None
+    :raises ValueError: for wells out of order or out of range
     """
 
-    BEST, HEIGHT = 0.25, 0.85
+    HEIGHT = 0.85
+
+    def __init__(self, wells: tuple[float, float] = (-0.5, 0.5), render_mode: str | None = None):
+        super().__init__(render_mode)
+        low, high = wells
+        if not -1 < low < high < 1:
+            raise ValueError(f"wells={wells}: choose two actions between -1 and 1, the lower one first")
+        self.middle, self.distance = (low + high) / 2, (high - low) / 2
 
     def reward(self, action: np.ndarray, heading: int) -> np.ndarray:
-        u = action**2
-        inside = self.HEIGHT + (1 - self.HEIGHT) * (1 - (1 - u / self.BEST) ** 2)
-        outside = 1 - ((u - self.BEST) / (1 - self.BEST)) ** 2
-        return np.where(u <= self.BEST, inside, outside)
+        z = (np.asarray(action) - self.middle) / self.distance
+        u, u_edge = z**2, ((1 - np.sign(z) * self.middle) / self.distance) ** 2
+        inside = self.HEIGHT + (1 - self.HEIGHT) * (1 - (1 - u) ** 2)
+        return np.where(u <= 1, inside, 1 - ((u - 1) / (u_edge - 1)) ** 2)
 
 
 class TurningGMMEnv(TurningEnv):
