@@ -388,8 +388,8 @@ class DiffusionActorCriticPolicy(ChainActorCriticPolicy):
         if self.augmented is None:
             raise ValueError(
                 f"observation_space={self.observation_space} has no denoising step: wrap the environment in a "
-                "DiffusionMDPWrapper, or train it with DiffPPO, for which a policy with a forward() of its own is a subclass of "
-                "ChainActorCriticPolicy"
+                "DiffusionMDPWrapper, or train it with DiffPPO. A policy of DiffPPO with a forward() of its own is a subclass "
+                "of ChainActorCriticPolicy"
             )
         inner, x, step = self.augmented.split(obs, self.action_dim)
         return self.encode(inner), x, step
