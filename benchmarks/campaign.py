@@ -13,6 +13,7 @@ Example::
 from typing import Any
 
 from benchmarks.command_line import carry_out, make_parser
+from sb3_diffusion.analysis.command_line import seed_number, whole_number
 from sb3_diffusion.analysis.runner import Run
 
 STEPS, EVAL_EVERY, EVAL_EPISODES = 100_000, 10_000, 10
@@ -68,12 +69,12 @@ def make_runs(
 def main() -> None:
     """Run, list, or print what there is."""
     parser = make_parser(__doc__, "campaign")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--eval-every", type=int, default=EVAL_EVERY)
-    parser.add_argument("--eval-episodes", type=int, default=EVAL_EPISODES)
+    parser.add_argument("--steps", type=whole_number(1), default=STEPS)
+    parser.add_argument("--eval-every", type=whole_number(1), default=EVAL_EVERY)
+    parser.add_argument("--eval-episodes", type=whole_number(1), default=EVAL_EPISODES)
     parser.add_argument("--envs", nargs="+", choices=TASKS)
     parser.add_argument("--algos", nargs="+", choices=VARIANTS)
-    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--seeds", type=seed_number, nargs="+")
     args = parser.parse_args()
     carry_out(make_runs(args.steps, args.eval_every, args.eval_episodes, args.envs, args.algos, args.seeds), args)
 

@@ -19,6 +19,7 @@ import numpy as np
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_diffusion import DiffPPO, GraphDenoiser
+from sb3_diffusion.analysis.command_line import seed_number, whole_number
 from sb3_diffusion.common.envs import MaxCutEnv, TSPEnv
 from sb3_diffusion.common.envs.combinatorial import tour_length
 from sb3_diffusion.common.envs.graphs import cut_value, one_exchange, random_graph
@@ -208,15 +209,15 @@ def make_model(args: argparse.Namespace, seed: int) -> DiffPPO:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["maxcut", "tsp"])
-    parser.add_argument("--size", type=int, default=50, help="number of nodes")
-    parser.add_argument("--steps", type=int, default=20_480)
-    parser.add_argument("--diffusion-steps", type=int, default=6, help="1 is PPO's product policy")
+    parser.add_argument("--size", type=whole_number(1), default=50, help="number of nodes")
+    parser.add_argument("--steps", type=whole_number(1), default=20_480)
+    parser.add_argument("--diffusion-steps", type=whole_number(1), default=6, help="1 is PPO's product policy")
     parser.add_argument("--ent-coef", default="exp_0.003_0.0001")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--instances", type=int, default=20)
+    parser.add_argument("--width", type=whole_number(1), default=32)
+    parser.add_argument("--instances", type=whole_number(1), default=20)
     parser.add_argument("--solver-seconds", type=float, default=5.0, help="of OR-tools, for each instance")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--figure", type=Path, help="draw the results that are there, and train nothing")
     args = parser.parse_args()

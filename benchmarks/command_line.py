@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pandas as pd
 
 from benchmarks.report import tables
+from sb3_diffusion.analysis.command_line import one_line_errors, whole_number
 from sb3_diffusion.analysis.runner import Run, missing, run_all, so_far, unfinished
 from sb3_diffusion.analysis.sweep import measure_cost
 
@@ -30,7 +31,7 @@ def make_parser(description: str | None, out: str) -> argparse.ArgumentParser:
     what.add_argument("--status", action="store_true", help="print how far each run is")
     what.add_argument("--table", action="store_true", help="print what has been measured so far")
     what.add_argument("--cost", action="store_true", help="measure CPU seconds per step, all variants in turn in this process")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time on this machine, one thread each")
+    parser.add_argument("--jobs", type=whole_number(1), default=2, help="runs at a time on this machine, one thread each")
     parser.add_argument(
         "--ray", nargs="?", const="local", metavar="ADDRESS", help="by Ray, on this machine, or with 'auto' on a cluster"
     )
@@ -66,6 +67,11 @@ def carry_out(runs: list[Run], args: argparse.Namespace, report: Callable[[pd.Da
     :param args: the command line
     :param report: prints the table of what there is
     """
+    with one_line_errors("benchmarks"):
+        _carry_out(runs, args, report)
+
+
+def _carry_out(runs: list[Run], args: argparse.Namespace, report: Callable[[pd.DataFrame], None]) -> None:
     if args.list:
         print("\n".join(f"{run.key}: {run.algorithm}, {run.steps:,} steps, {run.settings}" for run in runs))
     elif args.status:

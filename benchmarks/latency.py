@@ -28,6 +28,7 @@ from stable_baselines3 import SAC
 
 from benchmarks.speed import Rows, Task, cpu_time, in_turn, print_table
 from sb3_diffusion import DiffSAC
+from sb3_diffusion.analysis.command_line import whole_number
 from sb3_diffusion.analysis.results import write_json
 from sb3_diffusion.deployment import export_onnx, export_program
 
@@ -89,9 +90,9 @@ def main() -> None:
     """Measure, print the tables and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--diffusion-steps", type=int, nargs="+", default=[5, 20])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--calls", type=int, default=50, help="decisions of each kind in a round")
+    parser.add_argument("--diffusion-steps", type=whole_number(1), nargs="+", default=[5, 20])
+    parser.add_argument("--rounds", type=whole_number(1), default=15)
+    parser.add_argument("--calls", type=whole_number(1), default=50, help="decisions of each kind in a round")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     th.set_num_threads(1)

@@ -14,6 +14,7 @@ import json
 from typing import Any
 
 from benchmarks.command_line import carry_out, make_parser
+from sb3_diffusion.analysis.command_line import seed_number, whole_number
 from sb3_diffusion.analysis.runner import Run
 
 ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -79,14 +80,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """
     parser = make_parser(__doc__, "learning_curves")
     parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--steps", type=int, default=50_000)
-    parser.add_argument("--learning-starts", type=int, default=5_000)
-    parser.add_argument("--diffusion-steps", type=int, default=5)
-    parser.add_argument("--n-envs", type=int, default=1, help="environments of PPO and DiffPPO")
+    parser.add_argument("--steps", type=whole_number(1), default=50_000)
+    parser.add_argument("--learning-starts", type=whole_number(1), default=5_000)
+    parser.add_argument("--diffusion-steps", type=whole_number(1), default=5)
+    parser.add_argument("--n-envs", type=whole_number(1), default=1, help="environments of PPO and DiffPPO")
     parser.add_argument("--settings", type=json.loads, default={}, help="keyword arguments of all the algorithms, as JSON")
-    parser.add_argument("--eval-every", type=int, default=10_000)
-    parser.add_argument("--eval-episodes", type=int, default=10)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--eval-every", type=whole_number(1), default=10_000)
+    parser.add_argument("--eval-episodes", type=whole_number(1), default=10)
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--algos", nargs="+", default=["sac", "diffsac-adjoint", "diffsac-pathwise", "diffsac-diffusion_value"]
     )

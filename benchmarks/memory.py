@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sb3_diffusion.analysis.command_line import whole_number
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
@@ -84,10 +86,12 @@ def main() -> None:
     """Measure each setting in processes of its own and print the table, with ratios to the first number of steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actor-losses", nargs="+", default=["adjoint", "diffusion_value", "pathwise"])
-    parser.add_argument("--diffusion-steps", type=int, nargs="+", default=[4, 64])
-    parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--diffusion-steps", type=whole_number(1), nargs="+", default=[4, 64])
+    parser.add_argument("--batch-size", type=whole_number(1), default=4096)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repetitions", type=int, default=3, help="processes for each setting, of which the least counts")
+    parser.add_argument(
+        "--repetitions", type=whole_number(1), default=3, help="processes for each setting, of which the least counts"
+    )
     parser.add_argument("--one", action="store_true", help="measure the first setting in this process and print it as JSON")
     args = parser.parse_args()
     if args.one:

@@ -17,6 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from benchmarks.command_line import carry_out, make_parser
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.analysis import mode_coverage
+from sb3_diffusion.analysis.command_line import seed_number, whole_number
 from sb3_diffusion.analysis.runner import Run
 from sb3_diffusion.diffsac import MULTIMODAL_KWARGS
 
@@ -56,8 +57,8 @@ def main() -> None:
     parser = make_parser(__doc__, "modes")
     parser.add_argument("--envs", nargs="+", choices=WELLS, default=list(WELLS))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["multimodal"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, default=8_000)
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", type=whole_number(1), default=8_000)
     args = parser.parse_args()
     runs = [
         Run(

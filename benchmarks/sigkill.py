@@ -27,6 +27,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_diffusion import CheckpointCallback, DiffSAC, resume_latest
+from sb3_diffusion.analysis.command_line import seed_number, whole_number
 from sb3_diffusion.analysis.results import write_json
 from sb3_diffusion.saving.checkpoints import TEMPORARY, find_checkpoints, find_damage, get_steps
 
@@ -162,10 +163,10 @@ def check(kills: list[dict[str, Any]], save_freq: int) -> None:
 def main() -> None:
     """Kill and resume, let the run end, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=8_000, help="steps of the whole run")
-    parser.add_argument("--save-freq", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=whole_number(1), default=20)
+    parser.add_argument("--steps", type=whole_number(1), default=8_000, help="steps of the whole run")
+    parser.add_argument("--save-freq", type=whole_number(1), default=200)
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the moments")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:

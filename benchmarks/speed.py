@@ -43,6 +43,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.profiler import ProfilerActivity, profile
 
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
+from sb3_diffusion.analysis.command_line import whole_number
 from sb3_diffusion.analysis.results import write_json
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
@@ -347,9 +348,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
-    parser.add_argument("--diffusion-steps", type=int, nargs="+", default=[1, 2, 5, 10, 16, 20, 64])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--calls", type=int, default=20, help="gradient updates of each model in a round")
+    parser.add_argument("--diffusion-steps", type=whole_number(1), nargs="+", default=[1, 2, 5, 10, 16, 20, 64])
+    parser.add_argument("--rounds", type=whole_number(1), default=9)
+    parser.add_argument("--calls", type=whole_number(1), default=20, help="gradient updates of each model in a round")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--figure", type=Path, help="where the picture goes; beside the results if left out")
     args = parser.parse_args()

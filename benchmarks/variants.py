@@ -12,6 +12,7 @@ Example::
 from typing import Any
 
 from benchmarks.command_line import carry_out, make_parser
+from sb3_diffusion.analysis.command_line import seed_number, whole_number
 from sb3_diffusion.analysis.runner import Run
 
 # What all share, on top of which come the keyword arguments of each
@@ -78,11 +79,11 @@ def main() -> None:
     parser = make_parser(__doc__, "variants")
     parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v5", "Hopper-v5"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--eval-every", type=int, default=5_000)
-    parser.add_argument("--eval-episodes", type=int, default=5)
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--width", type=whole_number(1), default=128)
+    parser.add_argument("--steps", type=whole_number(1), default=20_000)
+    parser.add_argument("--eval-every", type=whole_number(1), default=5_000)
+    parser.add_argument("--eval-episodes", type=whole_number(1), default=5)
     args = parser.parse_args()
     lengths = args.width, args.steps, args.eval_every, args.eval_episodes
     runs = [make_run(name, env, seed, *lengths) for seed in args.seeds for name in args.variants for env in args.envs]

@@ -29,6 +29,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy, DiffusionMDPWrapper
+from sb3_diffusion.analysis.command_line import whole_number
 from sb3_diffusion.analysis.results import write_json
 
 RESULT = Path(__file__).parent / "results" / "vectorisation.json"
@@ -66,10 +67,10 @@ def main() -> None:
     """Measure in turn, print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--n-envs", type=int, default=8)
-    parser.add_argument("--diffusion-steps", type=int, nargs="+", default=[2, 5, 10, 20])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--n-steps", type=int, default=32, help="steps of each environment in a rollout")
+    parser.add_argument("--n-envs", type=whole_number(1), default=8)
+    parser.add_argument("--diffusion-steps", type=whole_number(1), nargs="+", default=[2, 5, 10, 20])
+    parser.add_argument("--rounds", type=whole_number(1), default=5)
+    parser.add_argument("--n-steps", type=whole_number(1), default=32, help="steps of each environment in a rollout")
     parser.add_argument("--figure", type=Path, help="where the picture goes; none if left out")
     args = parser.parse_args()
     th.set_num_threads(1)

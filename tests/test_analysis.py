@@ -283,7 +283,7 @@ def test_fit_mixture_ends_at_temperature_one():
         ("k_sweep --steps many", "argument --steps: invalid integer value: 'many'"),
         ("k_sweep --diffusion-steps 0", "argument --diffusion-steps: 0: choose 1 or more"),
         ("k_sweep --jobs -1", "argument --jobs: -1: choose 1 or more"),
-        ("k_sweep --seeds -1", "argument --seeds: -1: choose 0 or more"),
+        ("k_sweep --seeds -1", "argument --seeds: -1: choose a seed from 0"),
         ("k_sweep --env NoSuch-v0", "argument --env: Environment `NoSuch` doesn't exist"),
         ("divergence --envs Pendulum-v1", "Pendulum-v1 has no steps of its own"),
         ("divergence --steps 7", "--steps 7 is no multiple of --eval-every 2000"),

@@ -10,9 +10,7 @@ Analyses from the command line::
 """
 
 import argparse
-import json
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,19 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import gymnasium as gym
 import torch as th
 
 from sb3_diffusion.analysis.bound import bound_gap, plot_bound_gap
+from sb3_diffusion.analysis.command_line import (
+    environment,
+    json_object,
+    new_file,
+    one_line_errors,
+    picture,
+    positive_number,
+    seed_number,
+    whole_number,
+)
 from sb3_diffusion.analysis.divergences import DIVERGENCE_TASKS, divergence, divergence_table
 from sb3_diffusion.analysis.maxcut import solve_max_cut
 from sb3_diffusion.analysis.mixture import MIXTURE_STEPS, fit_mixture
@@ -42,62 +49,6 @@ FITS: dict[str, dict[str, Any]] = {
     "reverse": dict(divergence="reverse", anneal=True),
     "cold": dict(divergence="reverse", anneal=False),
 }
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """
-    :param text: JSON
-    :return: what it says
-    :raises ArgumentTypeError: if it is not an object
-    """
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, such as '{{\"gamma\": 0.9}}'")
-    return value
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    """
-    :param least: least value that is allowed
-    :return: what reads an integer of at least that from the command line
-    """
-
-    def read(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value}: choose {least} or more")
-        return value
-
-    read.__name__ = "integer"  # what argparse calls a value that is none
-    return read
-
-
-def positive_number(text: str) -> float:
-    """
-    :param text: a number
-    :return: the number
-    :raises ArgumentTypeError: if it is not positive and finite
-    """
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: choose a positive and finite number")
-    return value
-
-
-def environment(text: str) -> str:
-    """
-    :param text: id of an environment
-    :return: the same
-    :raises ArgumentTypeError: if Gymnasium does not know it
-    """
-    try:
-        gym.spec(text)
-    except (gym.error.Error, ImportError) as error:
-        raise argparse.ArgumentTypeError(" ".join(str(error).split())) from error
-    return text
 
 
 def print_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -186,11 +137,8 @@ def run_maxcut(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
-    try:
-        graph = read_graph(args.graph)
-        check_has_edges(graph)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise SystemExit(f"maxcut: error: {' '.join(str(error).split())}") from error
+    graph = read_graph(args.graph)
+    check_has_edges(graph)
     rows, sides = solve_max_cut(
         graph, args.steps, args.diffusion_steps, args.samples, args.seed, progress_bar=True, **args.settings
     )
@@ -204,11 +152,11 @@ def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     :param parser: parser of an analysis that trains and keeps results
     :param out: where they go if nothing is said
     """
-    parser.add_argument(
-        "--seeds", type=whole_number(0), nargs="+", default=[0, 1], help="seeds, a run of each variant with each"
-    )
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1], help="seeds, a run of each variant with each")
     parser.add_argument("--jobs", type=whole_number(1), default=1, help="runs at a time, one thread each")
-    parser.add_argument("--out", type=Path, default=Path(out), help="CSV file of the results; what is there is not run again")
+    parser.add_argument(
+        "--out", type=new_file, default=Path(out), help="CSV file of the results; what is there is not run again"
+    )
 
 
 def parse_args() -> argparse.Namespace:
@@ -230,8 +178,8 @@ def parse_args() -> argparse.Namespace:
     gap.add_argument("--dim", type=int, choices=(1, 2), default=1, help="dimension d; the target has 2^d peaks")
     gap.add_argument("--prior-std", type=positive_number, default=1.0, help="standard deviation of the prior")
     gap.add_argument("--updates", type=whole_number(1), default=3000, help="gradient steps of a fit")
-    gap.add_argument("--seed", type=whole_number(0), default=0, help="seed")
-    gap.add_argument("--figure", type=Path, help="where the picture goes")
+    gap.add_argument("--seed", type=seed_number, default=0, help="seed")
+    gap.add_argument("--figure", type=picture, help="where the picture goes")
 
     name, what = "representation", "path KL to known targets, by kernel, estimator and number of denoising steps"
     fits = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
@@ -246,7 +194,7 @@ def parse_args() -> argparse.Namespace:
     fits.add_argument(
         "--steps-per-update", type=whole_number(1), default=4, help="denoising steps of each chain in a gradient step"
     )
-    fits.add_argument("--seed", type=whole_number(0), default=0, help="seed")
+    fits.add_argument("--seed", type=seed_number, default=0, help="seed")
     fits.add_argument("--jobs", type=whole_number(1), default=1, help="fits at a time, one thread each")
 
     name, what = "mixture", "distance of DiffSAC's policy from the exact one, TurningGMM-v0"
@@ -254,7 +202,7 @@ def parse_args() -> argparse.Namespace:
     mixture.set_defaults(run=run_mixture)
     mixture.add_argument("--diffusion-steps", type=whole_number(1), nargs="+", default=[1, 10], help="denoising steps K")
     mixture.add_argument("--steps", type=whole_number(1), default=MIXTURE_STEPS, help="steps of the environment")
-    mixture.add_argument("--seed", type=whole_number(0), default=0, help="seed")
+    mixture.add_argument("--seed", type=seed_number, default=0, help="seed")
     mixture.add_argument("--settings", type=json_object, default={}, help="keyword arguments of DiffSAC, as JSON")
 
     name, what = "divergence", "DiffSAC with the reverse and with the forward KL"
@@ -283,7 +231,7 @@ def parse_args() -> argparse.Namespace:
     )
     sweep.add_argument("--settings", type=json_object, default={}, help="keyword arguments of both algorithms, as JSON")
     sweep.add_argument("--chain-settings", type=json_object, default={}, help="those of DiffSAC alone")
-    sweep.add_argument("--figure", type=Path, help="where the picture goes")
+    sweep.add_argument("--figure", type=picture, help="where the picture goes")
     add_run_arguments(sweep, "k_sweep.csv")
 
     name, what = "maxcut", "DiffPPO as a solver of the maximum cut of one graph"
@@ -293,9 +241,9 @@ def parse_args() -> argparse.Namespace:
     cut.add_argument("--steps", type=whole_number(1), default=20_000, help="cuts to try in training")
     cut.add_argument("--diffusion-steps", type=whole_number(1), default=6, help="denoising steps K")
     cut.add_argument("--samples", type=whole_number(1), default=256, help="cuts to draw from the trained policy")
-    cut.add_argument("--seed", type=whole_number(0), default=0, help="seed")
+    cut.add_argument("--seed", type=seed_number, default=0, help="seed")
     cut.add_argument("--settings", type=json_object, default={}, help="keyword arguments of DiffPPO, as JSON")
-    cut.add_argument("--out", type=Path, help="where the side of each node of the best cut goes, a line each")
+    cut.add_argument("--out", type=new_file, help="where the side of each node of the best cut goes, a line each")
     args = parser.parse_args()
     check_lengths(parser, args)
     return args
@@ -335,7 +283,8 @@ def main() -> None:
     """Run one analysis."""
     args = parse_args()
     th.set_num_threads(1)
-    args.run(args)
+    with one_line_errors("python -m sb3_diffusion.analysis"):
+        args.run(args)
 
 
 if __name__ == "__main__":

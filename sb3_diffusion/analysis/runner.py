@@ -257,7 +257,7 @@ def run_all(runs: list[Run], path: str | Path, jobs: int | None = None, ray_addr
     :param ray_address: ``"local"`` for Ray on this machine with as many processors as ``jobs``, ``"auto"`` or an address for
         a cluster, whose machines must see the campaign's folder under the same path
     :return: the evaluations of all the runs, see :func:`.read_results`
-    :raises ValueError: if a run is there with other settings
+    :raises ValueError: if a run is there with other settings, or cannot begin with those that it has
     :raises RuntimeError: if runs have not ended, when all others have (with ``jobs=None`` the first error ends all); or if
         another process is at this campaign
     """
@@ -267,6 +267,7 @@ def run_all(runs: list[Run], path: str | Path, jobs: int | None = None, ray_addr
     try:
         with FileLock(work / "lock", timeout=0):
             waiting = missing(runs, path)
+            check_settings([run for run in waiting if not (work / run.key).exists()])
             outcomes = in_processes(waiting, work, jobs) if ray_address is None else on_ray(waiting, work, jobs, ray_address)
             for run, result, error in tqdm(outcomes, initial=len(runs) - len(waiting), total=len(runs), unit="run"):
                 if result is None:
@@ -284,6 +285,22 @@ def run_all(runs: list[Run], path: str | Path, jobs: int | None = None, ray_addr
     if failures:
         raise RuntimeError(f"Not ended: {', '.join(failures)}. The same command goes on with what is missing")
     return so_far(runs, path)
+
+
+def check_settings(runs: list[Run]) -> None:
+    """
+    Make a model of each variant on each task, so that what no algorithm takes is said before any training.
+
+    :param runs: runs
+    :raises ValueError: for the first that cannot begin
+    """
+    for run in {(run.name, run.env): run for run in runs}.values():
+        try:
+            off_policy = issubclass(pkgutil.resolve_name(run.algorithm), OffPolicyAlgorithm)
+            run.make_model(**({"buffer_size": 10} if off_policy else {}))
+        except Exception as error:
+            # Whatever environments and algorithms say
+            raise ValueError(f"{run.key} cannot begin: {type(error).__name__}: {error}") from error
 
 
 def in_processes(runs: list[Run], work: Path, jobs: int | None) -> Iterator[Outcome]:

@@ -19,6 +19,8 @@ def unscale_action(low: Array, high: Array, scaled_action: Array) -> Array:
     :param scaled_action: actions in [-1, 1], (B, ...)
     :return: actions in [low, high], (B, ...)
     """
+    if isinstance(low, np.ndarray) and low.dtype.kind != "f":
+        low, high = low.astype(np.float32), high.astype(np.float32)  # as SB3's PPO acts where actions are integers
     half_low = 0.5 * low
     half_action = half_low + 0.5 * (scaled_action + 1.0) * (0.5 * high - half_low)
     return (2.0 * half_action).clip(low, high)

@@ -67,8 +67,9 @@ def number(low: float = -math.inf, high: float = math.inf) -> Kind:
 
 
 POSITIVE = Kind("a positive and finite number", lambda value: is_number(value) and value > 0)
+POSITIVE_OR_INFINITE = Kind("a positive number", lambda value: (is_number(value) and value > 0) or value == math.inf)
 FRACTION = number(0, 1)
-FLAG = Kind("True or False", lambda value: isinstance(value, bool))
+FLAG = Kind("True or False", lambda value: isinstance(value, (bool, np.bool_)))
 TEXT = Kind("a text of at most 100 characters", lambda value: isinstance(value, str) and len(value) <= 100)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 SETTINGS = "settings"
@@ -16,7 +17,9 @@ def carry_settings(module: nn.Module, **settings: Any) -> None:
     :param module: module
     :param settings: numbers and texts
     """
-    module.carried_settings = settings  # type: ignore[assignment]
+    # Stable-Baselines3 reads state dicts with weights_only, which knows no numbers of NumPy's
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
+    module.carried_settings = plain  # type: ignore[assignment]
     module.register_state_dict_post_hook(_write)
     module.register_load_state_dict_pre_hook(_check)
 

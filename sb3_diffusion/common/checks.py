@@ -104,7 +104,7 @@ def check_action_space(action_space: Any) -> None:
     :raises ValueError: if it is not a ``Box`` with finite bounds
     """
     box = isinstance(action_space, spaces.Box) and action_space.is_bounded("both")
-    if not box or not (action_space.low < action_space.high).all():
+    if not box or not (action_space.low <= action_space.high).all():
         raise ValueError(f"action_space={action_space}: a diffusion policy needs a Box with finite bounds, low < high")
 
 
@@ -113,6 +113,8 @@ def check_real_actions(action_space: spaces.Box) -> None:
     :param action_space: action space
     :raises ValueError: if its actions are integers, into which a replay buffer would cut the policy's, from -1 to 1
     """
+    if not (action_space.low < action_space.high).all():
+        raise ValueError(f"action_space={action_space}: a replay buffer needs a Box with finite bounds, low < high")
     if action_space.dtype.kind != "f":
         raise ValueError(
             f"action_space={action_space}: a replay buffer cannot hold real actions in {action_space.dtype}. Let the "
@@ -132,6 +134,17 @@ def merge_kwargs(algorithm: str, what: str, given: Mapping[str, Any], needed: Ma
     for name in needed.keys() & given.keys():
         raise ValueError(f"{what}[{name!r}]={given[name]!r}: leave it out, {algorithm}'s own arguments say it")
     return {**given, **needed}
+
+
+def is_untouched(module: th.nn.Module, cls: type) -> bool:
+    """
+    :param module: module
+    :param cls: class
+    :return: whether its class is all that says what it does: it is no subclass, such as an adapter's or a quantised one, and
+        has no hooks and no ``forward`` of its own
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is cls and not any(hooks) and "forward" not in vars(module)
 
 
 def is_recorded() -> bool:

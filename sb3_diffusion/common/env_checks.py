@@ -1,6 +1,7 @@
 """Checks of what environments return: training stops with a clear error before anything wrong is stored."""
 
 import multiprocessing.connection
+import numbers
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -103,8 +104,23 @@ def check_transition(
     for done, info in zip(np.asarray(dones), infos, strict=False):
         last = info.get("terminal_observation") if done else None
         if last is not None:
+            last = without_batch(last, observation_space)
             check_observation("terminal observation", last, observation_space, (), check_dtype)
             check_finite_array("terminal observation", last)
+
+
+def without_batch(obs: Any, space: spaces.Space) -> Any:
+    """
+    :param obs: the last observation of an episode
+    :param space: its space
+    :return: the same; where it came as a batch of one, as simulators send it, what is in the batch
+    """
+    if isinstance(space, spaces.Dict):
+        if not isinstance(obs, Mapping):
+            return obs
+        return {key: without_batch(value, space[key]) if key in space.keys() else value for key, value in obs.items()}
+    array = np.asarray(obs)
+    return array[0] if array.shape == (1, *(space.shape or ())) else obs
 
 
 def check_observations(
@@ -138,7 +154,10 @@ def check_reward(reward: npt.ArrayLike, shape: tuple[int, ...]) -> None:
     :raises ValueError: if they are not finite numbers, one for each environment
     """
     array = np.asarray(reward)
-    if array.shape != shape or array.dtype.kind not in "biuf":
+    if array.dtype.kind == "O" and all(isinstance(number, numbers.Real) for number in array.flat):
+        array = array.astype(np.float64)
+    # One number for one environment is broadcast
+    if (array.shape != shape and not (array.shape == () and shape == (1,))) or array.dtype.kind not in "biuf":
         raise ValueError(f"reward must be one number for each environment, not {reward!r}. Look at the environment's step()")
     check_finite_array("reward", array)
 
@@ -205,7 +224,7 @@ def check_spaces(index: int, found: tuple[spaces.Space, spaces.Space], base: Vec
     :raises ValueError: if these are not the ones that the training has begun with. The bounds of observations may differ
     """
     right = base.observation_space, base.action_space
-    equal = have_one_form(found[0], right[0]), found[1] == right[1]
+    equal = have_one_form(found[0], right[0]), are_same_actions(found[1], right[1])
     for name, space, expected, is_right in zip(("observation", "action"), found, right, equal, strict=True):
         if not is_right:
             raise ValueError(
@@ -221,10 +240,32 @@ def have_one_form(first: spaces.Space, second: spaces.Space) -> bool:
     :return: whether they are equal but for their bounds, which no network looks at
     """
     if isinstance(first, spaces.Dict) and isinstance(second, spaces.Dict):
-        both = first.spaces.keys() == second.spaces.keys()
-        return both and all(have_one_form(first[key], second[key]) for key in first.spaces)
+        # Keys beyond those of the training are not read
+        both = first.spaces.keys() >= second.spaces.keys()
+        return both and all(have_one_form(first[key], second[key]) for key in second.spaces)
     if isinstance(first, spaces.Box) and isinstance(second, spaces.Box):
-        return first.shape == second.shape and first.dtype == second.dtype
+        return first.shape == second.shape and have_one_kind(first, second)
+    return first == second
+
+
+def have_one_kind(first: spaces.Box, second: spaces.Box) -> bool:
+    """
+    :param first: space
+    :param second: another one
+    :return: whether they are of the same dtype, but for the precision of real numbers
+    """
+    return first.dtype == second.dtype or first.dtype.kind == second.dtype.kind == "f"
+
+
+def are_same_actions(first: spaces.Space, second: spaces.Space) -> bool:
+    """
+    :param first: action space
+    :param second: another one
+    :return: whether they are equal but for the precision of real numbers
+    """
+    if isinstance(first, spaces.Box) and isinstance(second, spaces.Box) and first.shape == second.shape:
+        bounds = (np.array_equal(getattr(first, name), getattr(second, name)) for name in ("low", "high"))
+        return have_one_kind(first, second) and all(bounds)
     return first == second
 
 

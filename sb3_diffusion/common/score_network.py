@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sb3_diffusion.common.batch_renorm import NativeBatchRenorm1d, set_batch_renorm_training
 from sb3_diffusion.common.carried_settings import carry_settings
-from sb3_diffusion.common.checks import check_choice
+from sb3_diffusion.common.checks import check_choice, is_untouched
 
 # Bounds of the log-ratio of a kernel's standard deviation to the reference kernel's, or of a belief's to the prior's
 LOG_STD_RATIO_MIN, LOG_STD_RATIO_MAX = -5.0, 1.0
@@ -39,15 +39,16 @@ def time_features(diffusion_steps: int, n_features: int = TIME_FEATURES) -> th.T
     return th.cat((th.sin(angles), th.cos(angles)), dim=1).float()
 
 
-def use_relu_in_place(network: nn.Module) -> nn.Module:
+def use_relu_in_place(network: nn.Module, activation_fn: Callable[..., nn.Module]) -> nn.Module:
     """
     Spare each ``ReLU`` a copy of its input, which in a multilayer perceptron nothing else needs: half of what it costs on
     a CPU is memory traffic.
 
     :param network: multilayer perceptron, changed in place
-    :return: the same
+    :param activation_fn: what its activations were made with; modules of the user's own stay as they are
+    :return: the same network
     """
-    for module in network.modules():
+    for module in network.modules() if activation_fn is nn.ReLU else ():
         if isinstance(module, nn.ReLU):
             module.inplace = True
     return network
@@ -56,9 +57,9 @@ def use_relu_in_place(network: nn.Module) -> nn.Module:
 def is_plain_linear(layer: nn.Module) -> bool:
     """
     :param layer: layer
-    :return: whether its weight and bias are all that it does: no subclass such as an adapter's or a quantised one, no hooks
+    :return: whether its weight is all that it does
     """
-    return type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+    return is_untouched(layer, nn.Linear) and layer.bias is None
 
 
 class DenoisingNetwork(nn.Module):
@@ -102,7 +103,7 @@ class DenoisingNetwork(nn.Module):
         normalize = None if encoder_batch_norm is None else partial(NativeBatchRenorm1d, **encoder_batch_norm)
         pre_linear_modules: list[Any] = [] if normalize is None else [normalize]
         layers = create_mlp(features_dim, -1, encoder_arch, activation_fn, pre_linear_modules=pre_linear_modules)
-        self.encoder = use_relu_in_place(nn.Sequential(*layers))
+        self.encoder = use_relu_in_place(nn.Sequential(*layers), activation_fn)
         set_batch_renorm_training(self.encoder, False)
         self.action_dim = action_dim
         width = denoiser_arch[0]
@@ -148,15 +149,17 @@ class DenoisingNetwork(nn.Module):
         :return: a function of ``x_k``, (B, d), or None for zeros, and of ``k``, whose result is the network's output,
             (B, output_dim)
         """
+        parts = is_untouched(self.head, nn.Sequential), is_plain_linear(self.latent_layer), is_plain_linear(self.time_layer)
+        if not (is_untouched(self, type(self)) and type(self).forward is DenoisingNetwork.forward and all(parts)):
+            zeros = context.new_zeros(context.shape[0], self.action_dim)
+            return lambda x, step: self(context, zeros if x is None else x, step)
         times = self.time_layer(self.time_features).unbind(0)
-        weight = self.latent_layer.weight.t() if is_plain_linear(self.latent_layer) else None
+        weight = self.latent_layer.weight.t()
         layers = list(self.head)
 
         def forward_step(x: th.Tensor | None, step: int) -> th.Tensor:
             hidden = context + times[step]
-            if weight is None:
-                hidden = hidden + self.latent_layer(context.new_zeros(context.shape[0], self.action_dim) if x is None else x)
-            elif x is not None:
+            if x is not None:
                 hidden = th.addmm(hidden, x, weight)
             for layer in layers:
                 hidden = layer(hidden)
@@ -178,7 +181,7 @@ class ControlOutput(nn.Module):
         self.learn_std = learn_std
         check_choice("kernel", kernel, KERNELS)
         self.kernel = kernel
-        carry_settings(self, kernel=kernel)
+        carry_settings(self, kernel=kernel, diffusion_steps=diffusion_steps)
         if control_scale is None:
             control_scale = 1.0 if kernel == "posterior" else diffusion_steps**-0.5
         self.is_scaled = control_scale != 1

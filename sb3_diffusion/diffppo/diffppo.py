@@ -14,6 +14,7 @@ from stable_baselines3.ppo.ppo import PPO
 from sb3_diffusion.common.arguments import (
     FRACTION,
     POSITIVE,
+    POSITIVE_OR_INFINITE,
     Kind,
     check_arguments,
     choice,
@@ -24,7 +25,7 @@ from sb3_diffusion.common.arguments import (
 )
 from sb3_diffusion.common.categories import DISCRETE_SPACES, is_discrete, latent_dim
 from sb3_diffusion.common.chain import draw_steps, take_steps
-from sb3_diffusion.common.checks import check_no_sde, merge_kwargs, optimize
+from sb3_diffusion.common.checks import check_no_sde, is_untouched, merge_kwargs, optimize
 from sb3_diffusion.common.env_checks import EnvCheckMixin, check_transition, report_dead_workers
 from sb3_diffusion.common.losses import clip_range_by_step, clipped_surrogate_loss, clipped_value_loss
 from sb3_diffusion.common.noise_schedule import MAX_DIFFUSION_STEPS, NOISE_SCHEDULES
@@ -138,7 +139,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         "gae_lambda": FRACTION,
         "clip_range": scheduled(POSITIVE),
         "vf_coef": number(0),
-        "max_grad_norm": optional(POSITIVE),
+        "max_grad_norm": optional(POSITIVE_OR_INFINITE),
         "target_kl": optional(POSITIVE),
         "diffusion_steps": whole(1, MAX_DIFFUSION_STEPS),
         "noise_schedule": choice(NOISE_SCHEDULES),
@@ -360,10 +361,11 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
     def _sample_path(self, obs: PyTorchObs) -> tuple[th.Tensor, ...]:
         """
         :param obs: observations
-        :return: ``x_0 .. x_K``, (K+1, N, d); of a policy whose class has a ``forward`` of its own, which SB3 would call here,
-            also the values it gives, (K, N)
+        :return: ``x_0 .. x_K``, (K+1, N, d); of a policy with a ``forward`` of its own or with hooks, which SB3 would call
+            here, also the values it gives, (K, N)
         """
-        if type(self.policy).forward in (ChainActorCriticPolicy.forward, DiffusionActorCriticPolicy.forward):
+        own = type(self.policy).forward not in (ChainActorCriticPolicy.forward, DiffusionActorCriticPolicy.forward)
+        if not own and is_untouched(self.policy, type(self.policy)):
             return (self.policy.sample_path(obs),)
         return self.policy(obs)[:2]
 

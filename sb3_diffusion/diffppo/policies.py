@@ -226,8 +226,21 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     def _preprocess(self, obs: PyTorchObs) -> PyTorchObs:
         return preprocess_obs(limit_observation(obs), self.features_space, normalize_images=self.normalize_images)
 
-    def _encode_features(self, pi_features: th.Tensor) -> th.Tensor:
-        context = self.score_network.encode(self.mlp_extractor.forward_actor(pi_features))
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
+        """
+        :param obs: observations, without latent action and step
+        :param features_extractor: the one to use; if None those of policy and values
+        :return: features, (B, F), or of two extractors both
+        """
+        preprocessed = self._preprocess(obs)
+        if features_extractor is not None:
+            return features_extractor(preprocessed)
+        if self.share_features_extractor:
+            return self.features_extractor(preprocessed)
+        return self.pi_features_extractor(preprocessed), self.vf_features_extractor(preprocessed)
+
+    def _encode_latent(self, latent_pi: th.Tensor) -> th.Tensor:
+        context = self.score_network.encode(latent_pi)
         check_finite_tensor("encoded observation", context)
         return context
 
@@ -237,12 +250,12 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         :return: what the steps of the chain and their values need to know of them, each (B, W)
         :raises ValueError: if that has NaN or infinite entries
         """
-        preprocessed = self._preprocess(obs)
-        pi_features = vf_features = self.pi_features_extractor(preprocessed)
-        if not self.share_features_extractor:
-            vf_features = self.vf_features_extractor(preprocessed)
-        value_context = self.value_net.encode(self.mlp_extractor.forward_critic(vf_features))
-        return self._encode_features(pi_features), value_context
+        features = self.extract_features(obs)
+        if isinstance(features, tuple):
+            latents = self.mlp_extractor.forward_actor(features[0]), self.mlp_extractor.forward_critic(features[1])
+        else:
+            latents = self.mlp_extractor(features)
+        return self._encode_latent(latents[0]), self.value_net.encode(latents[1])
 
     def encode_for_actor(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -250,7 +263,8 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         :return: what the steps of the chain need to know of them, (B, W)
         :raises ValueError: if that has NaN or infinite entries
         """
-        return self._encode_features(self.pi_features_extractor(self._preprocess(obs)))
+        features = self.extract_features(obs, self.pi_features_extractor)
+        return self._encode_latent(self.mlp_extractor.forward_actor(features))
 
     def log_likelihood(self, obs: PyTorchObs, actions: th.Tensor, n_steps: int | None = None) -> th.Tensor:
         """

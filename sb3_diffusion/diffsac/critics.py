@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sb3_diffusion.common.batch_renorm import set_batch_renorm_training, use_native_batch_renorm
-from sb3_diffusion.common.checks import check_choice, check_fraction, check_integer, check_positive
+from sb3_diffusion.common.checks import check_choice, check_fraction, check_integer, check_positive, is_untouched
 from sb3_diffusion.common.losses import ValueFn, soft_bellman_target, squared_bellman_error
 from sb3_diffusion.common.score_network import use_relu_in_place
 
@@ -80,7 +80,7 @@ class CriticRule:
         """
         network = self.network_class(**kwargs)
         for q_net in network.q_networks:  # type: ignore[union-attr]
-            use_relu_in_place(q_net)
+            use_relu_in_place(q_net, kwargs.get("activation_fn", nn.ReLU))
         return network
 
     def join(self, q_values: Sequence[th.Tensor] | th.Tensor) -> th.Tensor:
@@ -104,8 +104,7 @@ class CriticRule:
         :param n_action_samples: number n of actions at each observation
         :return: a function of actions, n at each observation, one after the other, (n B, d), that gives their values, (n B,)
         """
-        hooks = critic._forward_hooks or critic._forward_pre_hooks
-        if type(critic) is not self.network_class or hooks:
+        if not is_untouched(critic, self.network_class):
             repeated = repeat_observations(obs, n_action_samples)
             return lambda actions: self.value(self.join(critic(repeated, actions)))
         # The features do not depend on the actions

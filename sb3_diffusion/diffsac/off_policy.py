@@ -78,6 +78,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
     """
 
     arguments: ClassVar[dict[str, Kind]] = {
+        "batch_size": whole(1),
         "gamma": FRACTION,
         "tau": FRACTION,
         "target_update_interval": whole(1),
@@ -394,10 +395,12 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
         """
         schedule, process, n_chains = self.actor.schedule, self.actor.process, len(context)
         steps = draw_steps(schedule.diffusion_steps, self.denoising_steps_per_update, n_chains, context.device)
-        if self.actor_loss == "pathwise":
+        pathwise = self.actor_loss == "pathwise"
+        if pathwise or type(self.actor).action_log_prob is not DiffusionActor.action_log_prob:
             with th.no_grad():
                 next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
-            chain = self.actor.sample(context)
+            with th.set_grad_enabled(pathwise):
+                chain = self.actor.sample(context)
             log_prob = process.action_log_prob(schedule, chain).detach()
             return chain, chain.take(steps), log_prob, next_actions, next_log_prob
         with th.no_grad():

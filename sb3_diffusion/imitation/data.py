@@ -13,6 +13,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecTransposeImage
 
 from sb3_diffusion.common.action_scaling import unscale_action
+from sb3_diffusion.common.env_checks import fits_dtype
 
 NumpyObs = np.ndarray | dict[str, np.ndarray]
 Value = TypeVar("Value")
@@ -222,13 +223,26 @@ def split_arrays(data: Mapping[str, Any]) -> Iterator[Episode]:
         lengths = {len(part) for part in (columns[name].values() if isinstance(columns[name], dict) else [columns[name]])}
         if lengths != {n_steps}:
             raise ValueError(f"{name} of length {sorted(lengths)}, actions of length {n_steps}: they must be the same")
-    ended = columns.get("dones", np.zeros(n_steps)).reshape(n_steps) > 0
-    cut = columns.get("truncations", np.zeros(n_steps)).reshape(n_steps) > 0
+    ended, cut = (read_flags(name, columns.get(name, np.zeros(n_steps)), n_steps) for name in ("dones", "truncations"))
     bounds = episode_bounds(arrays.get("episode_lengths"), ended | cut)
     for start, end in pairwise(bounds):
         part = {name: map_obs(itemgetter(slice(start, end)), value) for name, value in columns.items()}
         terminated = bool(end > start and ended[end - 1] and not cut[end - 1])
         yield Episode(part["observations"], actions[start:end], part.get("rewards"), terminated, part.get("next_observations"))
+
+
+def read_flags(name: str, values: np.ndarray, n_steps: int) -> np.ndarray:
+    """
+    :param name: ``dones`` or ``truncations``
+    :param values: one for each step
+    :param n_steps: number of steps N
+    :return: whether they are set, (N,)
+    :raises ValueError: if they are not one flag a step
+    """
+    if values.dtype.kind not in "fiub" or values.size != n_steps:
+        raise ValueError(f"{name} of type {values.dtype} and shape {values.shape}: give one flag for each of {n_steps} steps")
+    check_finite(name, values)
+    return values.reshape(n_steps) > 0
 
 
 def episode_bounds(lengths: Any, last: np.ndarray) -> np.ndarray:
@@ -241,7 +255,11 @@ def episode_bounds(lengths: Any, last: np.ndarray) -> np.ndarray:
     if lengths is None:
         bounds = np.concatenate(([0], np.flatnonzero(last) + 1))
         return bounds if bounds[-1] == len(last) else np.append(bounds, len(last))
-    lengths = np.asarray(lengths, dtype=np.int64)
+    lengths = np.asarray(lengths)
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        raise ValueError(
+            f"episode_lengths of type {lengths.dtype} and shape {lengths.shape}: give an integer for each episode"
+        )
     bounds = np.concatenate(([0], np.cumsum(lengths)))
     if bounds[-1] != len(last):
         raise ValueError(f"the episodes' lengths sum up to {bounds[-1]}, there are {len(last)} steps")
@@ -362,6 +380,10 @@ def check_observations(what: str, observations: Any, space: spaces.Space) -> Any
     if is_image_space(space) and values.dtype != space.dtype:
         raise ValueError(f"{what} of type {values.dtype}, the model's images are {space.dtype}")
     values = values.reshape(len(values), *shape)
+    if not isinstance(space, spaces.Box) and not all(map(space.contains, values.astype(space.dtype))):
+        raise ValueError(f"{what} are not all in the model's observation space, {space}")
+    if space.dtype is not None and not fits_dtype(values, np.dtype(space.dtype)):
+        raise ValueError(f"{what} of type {values.dtype} do not fit the {space.dtype} of the model's observation space")
     return values.astype(np.float32) if values.dtype.kind == "f" else values
 
 
@@ -374,7 +396,9 @@ def check_actions(where: str, actions: np.ndarray, space: spaces.Space) -> np.nd
     :raises ValueError: if they are of another space
     """
     shape, real = space.shape or (), isinstance(space, spaces.Box) and space.dtype.kind == "f"
-    if actions.dtype.kind not in ("f" if real else "iub"):
+    # In a Box of integers DiffPPO acts with real numbers, and so may a demonstration
+    allowed = "f" if real else "fiub" if isinstance(space, spaces.Box) else "iub"
+    if actions.dtype.kind not in allowed:
         kind = "categories, as of a Discrete space" if actions.dtype.kind in "iub" else f"of type {actions.dtype}"
         raise ValueError(f"{where}: the actions are {kind}, the model's action space is {space}")
     if actions.shape[1:] not in (shape, (int(np.prod(shape)),)):
@@ -391,7 +415,8 @@ def check_actions(where: str, actions: np.ndarray, space: spaces.Space) -> np.nd
             f"{where}: the action of step {step}, {actions[step]}, is not in the model's action space, {space}. Actions must "
             "be in the environment's units"
         )
-    return np.clip(actions, low, high).astype(space.dtype)
+    clipped = np.clip(actions, low, high)
+    return clipped.astype(np.float32) if isinstance(space, spaces.Box) and not real else clipped.astype(space.dtype)
 
 
 def action_bounds(space: spaces.Space) -> tuple[Any, Any]:

@@ -244,6 +244,8 @@ class Cloning:
         # The critics of an off-policy algorithm are networks of their own
         self.network: Any = getattr(policy, "actor", policy)
         self.parameters = [param for param in self.network.parameters() if param.requires_grad]
+        if not self.parameters:
+            raise ValueError("all weights of the actor are frozen (requires_grad=False): there is nothing to pretrain")
         self.optimizer = policy.optimizer_class(self.parameters, lr=1.0, **policy.optimizer_kwargs)
         self.averaged = None
         if ema_decay > 0:

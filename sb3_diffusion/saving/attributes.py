@@ -1,6 +1,7 @@
 """What the attributes of a saved model may be."""
 
 import math
+import pathlib
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -88,6 +89,8 @@ def keep_plain(name: str, value: Any) -> Any:
     :param value: its value
     :return: the same; of statistics of episodes what has a plain form
     """
+    if name == "tensorboard_log" and isinstance(value, pathlib.PurePath):
+        return str(value)
     if name == "ep_info_buffer" and isinstance(value, deque):
         episodes = ({key: item for key, item in episode.items() if is_plain({key: item})} for episode in value)
         return deque(episodes, maxlen=value.maxlen)

@@ -80,6 +80,19 @@ class SafeLoadMixin(BaseAlgorithm):
             ALGORITHMS[cls.__name__] = cls
 
     @classmethod
+    def loadable_names(cls) -> list[str]:
+        """
+        :return: names of the classes whose files it loads: its own, and of a user's subclass also those of its bases up to the
+            first one of this package
+        """
+        names = []
+        for base in cls.__mro__:
+            names.append(base.__name__)
+            if base.__module__.startswith(PACKAGE):
+                break
+        return names
+
+    @classmethod
     def attribute_kinds(cls) -> dict[str, Kind]:
         """
         :return: what each attribute in a file may be
@@ -155,17 +168,17 @@ class SafeLoadMixin(BaseAlgorithm):
         if safe:
             settings = read_model(path)
             return load_model(cls, settings, env, device, custom_objects, print_system_info, force_reset, kwargs)
-        check_class(cls.__name__, path)
+        check_class(cls, path)
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
 
-def check_class(name: str, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+def check_class(algorithm: type[SafeLoadMixin], path: str | pathlib.Path | io.BufferedIOBase) -> None:
     """
     Before anything is unpickled. Without it a model of another class would fail in obscure ways, or not at all.
 
     A user's subclass may be loaded by its parent.
 
-    :param name: name of the class that is to be loaded
+    :param algorithm: class that is to be loaded
     :param path: path to the file (or a file-like)
     :raises ValueError: if the file is of no class of this package, or of another one
     """
@@ -181,9 +194,9 @@ def check_class(name: str, path: str | pathlib.Path | io.BufferedIOBase) -> None
             file.close()
         else:
             file.seek(0)
-    if found is None or (found != name and found in ALGORITHMS):
+    if found is None or (found not in algorithm.loadable_names() and found in ALGORITHMS):
         what = "no model of this package" if found is None else f"a {show.repr(found)}"
-        raise ValueError(f"{show.repr(str(path))} is {what}, not a {name}: load it with the class that saved it")
+        raise ValueError(f"{show.repr(str(path))} is {what}, not a {algorithm.__name__}: load it with the class that saved it")
 
 
 def write_settings(algorithm: type[SafeLoadMixin], data: Mapping[str, Any]) -> str:
@@ -241,8 +254,8 @@ def read_model(path: str | pathlib.Path | io.BufferedIOBase) -> ModelFile:
             file.close()
     if SETTINGS not in entries:
         raise UnsafeModelError(
-            f"{what} has no entry {SETTINGS!r}: it was not saved by this package, or by a version without safe loading. If "
-            "you trust it, load it without safe=True and save it again"
+            f"{what} has no entry {SETTINGS!r}: it was not saved by this package, but by another one, whose class loads it, "
+            "or by a version without safe loading. If you trust that one, load it without safe=True and save it again"
         )
     try:
         settings = parse(entries[SETTINGS])
@@ -317,7 +330,7 @@ def load_model(
     """
     if print_system_info:
         print_info(file)
-    if file.algorithm != algorithm.__name__:
+    if file.algorithm not in algorithm.loadable_names():
         raise UnsafeModelError(f"{file.what} is of a {show.repr(file.algorithm)}, not of a {algorithm.__name__}")
     given = {name: item for name, item in (custom_objects or {}).items() if name in {**file.attributes, **file.not_stored}}
     given.update(kwargs)

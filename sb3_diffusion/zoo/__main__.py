@@ -6,11 +6,14 @@ Example::
     python -m rl_zoo3.train --algo sac --env HalfCheetah-v5 -conf "$(python -m sb3_diffusion.zoo baselines/sac)"
 """
 
-import sys
+import argparse
 
 from sb3_diffusion.zoo.registration import hyperparams_path
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m sb3_diffusion.zoo <algorithm or baselines/algorithm>")
-    print(hyperparams_path(sys.argv[1]))
+    parser = argparse.ArgumentParser("python -m sb3_diffusion.zoo", description="Print the path of a file of hyperparameters.")
+    parser.add_argument("name", help="algorithm, or baselines/<algorithm>")
+    try:
+        print(hyperparams_path(parser.parse_args().name))
+    except ValueError as error:
+        parser.error(str(error))

@@ -69,6 +69,16 @@ def add_environment_aliases() -> None:
             gym.registry.setdefault(NAMESPACE + env_id, spec)
 
 
+def has_entry(config: str | None, env_id: str) -> bool:
+    """
+    :param config: a file of hyperparameters as the Zoo takes it, if any: YAML, or Python
+    :param env_id: id of an environment
+    :return: whether the file names it
+    """
+    path = Path(config or "")
+    return path.is_file() and any(env_id in line and not line.startswith("#") for line in path.read_text().splitlines())
+
+
 def patch_experiment_manager(manager: type) -> None:
     """
     Let the Zoo look for hyperparameters of this package's algorithms here, unless the user names a file, and let it parse
@@ -87,8 +97,9 @@ def patch_experiment_manager(manager: type) -> None:
         arguments = signature.bind(self, *args, **kwargs).arguments
         if arguments["algo"] in ALGORITHMS and not arguments.get("config"):
             arguments["config"] = str(hyperparams_path(arguments["algo"]))
-        # Files of hyperparameters have the bare id
-        arguments["env_id"] = arguments["env_id"].removeprefix(NAMESPACE)
+        # Files of hyperparameters have the bare id, unless the user's has the full one
+        if not has_entry(arguments.get("config"), arguments["env_id"]):
+            arguments["env_id"] = arguments["env_id"].removeprefix(NAMESPACE)
         arguments.pop(next(iter(signature.parameters)))
         original(self, **arguments)
 
