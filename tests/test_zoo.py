@@ -23,6 +23,7 @@ from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
 from sb3_diffusion.common.envs import ENVIRONMENTS
 from sb3_diffusion.diffppo.temperature import TemperatureSchedule
 from sb3_diffusion.zoo import ALGORITHMS, hyperparams_path, register
+from sb3_diffusion.zoo.registration import has_entry
 
 ROOT = Path(sb3_diffusion.__file__).parent.parent
 ZOO_KEYS = {"n_timesteps", "n_envs", "normalize", "noise_type", "noise_std", "env_wrapper", "frame_stack"}
@@ -105,6 +106,23 @@ def test_own_environments_train(algo, tmp_path):
         manager.learn(model)
         assert model.num_timesteps >= 60
         assert model.diffusion_steps == saved["diffusion_steps"] == 8
+
+
+def test_graphs_train(tmp_path):
+    for env_id in ("MaxCut-v0", "TSP-v0"):
+        settings = {**small(load("diffppo")[env_id]), "diffusion_steps": 2}
+        kwargs = dict(n_timesteps=16, hyperparams=settings, eval_freq=-1, log_interval=-1)
+        manager = ExperimentManager(argparse.Namespace(), "diffppo", env_id, str(tmp_path), **kwargs)
+        model, _ = manager.setup_experiment()
+        manager.learn(model)
+        assert type(model.policy.score_network.denoiser).__name__ == "GraphDenoiser"
+
+
+def test_a_users_file_may_have_the_full_id(tmp_path):
+    (tmp_path / "full.yml").write_text("# sb3_diffusion:TSP-v0\nsb3_diffusion:MultiGoal-v0:\n  policy: MlpPolicy\n")
+    assert has_entry(str(tmp_path / "full.yml"), "sb3_diffusion:MultiGoal-v0")
+    assert not has_entry(str(tmp_path / "full.yml"), "sb3_diffusion:TSP-v0")
+    assert not has_entry(None, "sb3_diffusion:MultiGoal-v0") and not has_entry("my.module", "sb3_diffusion:MultiGoal-v0")
 
 
 def test_environments_by_their_full_id(tmp_path):

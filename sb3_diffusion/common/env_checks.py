@@ -244,17 +244,8 @@ def have_one_form(first: spaces.Space, second: spaces.Space) -> bool:
         both = first.spaces.keys() >= second.spaces.keys()
         return both and all(have_one_form(first[key], second[key]) for key in second.spaces)
     if isinstance(first, spaces.Box) and isinstance(second, spaces.Box):
-        return first.shape == second.shape and have_one_kind(first, second)
+        return first.shape == second.shape and first.dtype == second.dtype
     return first == second
-
-
-def have_one_kind(first: spaces.Box, second: spaces.Box) -> bool:
-    """
-    :param first: space
-    :param second: another one
-    :return: whether they are of the same dtype, but for the precision of real numbers
-    """
-    return first.dtype == second.dtype or first.dtype.kind == second.dtype.kind == "f"
 
 
 def are_same_actions(first: spaces.Space, second: spaces.Space) -> bool:
@@ -265,7 +256,7 @@ def are_same_actions(first: spaces.Space, second: spaces.Space) -> bool:
     """
     if isinstance(first, spaces.Box) and isinstance(second, spaces.Box) and first.shape == second.shape:
         bounds = (np.array_equal(getattr(first, name), getattr(second, name)) for name in ("low", "high"))
-        return have_one_kind(first, second) and all(bounds)
+        return (first.dtype == second.dtype or first.dtype.kind == second.dtype.kind == "f") and all(bounds)
     return first == second
 
 

@@ -283,6 +283,8 @@ def encode(value: Any, depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         raise NotPlain("something nested too deeply")
     name = type_name(type(value))
+    if isinstance(value, np.str_):
+        return str(value)
     if value is None or type(value) in (bool, str) or (type(value) is int and abs(value) < MAX_INTEGER):
         return value
     if type(value) is float:
