@@ -20,6 +20,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_diffusion import DiffPPO, GraphDenoiser
 from sb3_diffusion.analysis.command_line import seed_number, whole_number
+from sb3_diffusion.analysis.results import provenance
 from sb3_diffusion.common.envs import MaxCutEnv, TSPEnv
 from sb3_diffusion.common.envs.combinatorial import tour_length
 from sb3_diffusion.common.envs.graphs import cut_value, one_exchange, random_graph
@@ -243,6 +244,7 @@ def main() -> None:
         result = dict(
             settings={key: value for key, value in vars(args).items() if key not in ("seeds", "out", "figure")},
             seed=seed,
+            made_with=provenance(),
             cpu_seconds=seconds,
             **instances,
             others=others,
