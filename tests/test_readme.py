@@ -159,8 +159,6 @@ def test_commands(words, few_steps, parse_only, monkeypatch):
     elif program == "pip":
         assert arguments[0] == "install"
         check_pip(arguments[1:])
-    elif words[:3] == ["python", "-m", "sb3_diffusion.zoo"]:  # has no options, and prints a path
-        run_python(arguments, monkeypatch)
     elif program == "python":
         with pytest.raises(ParsedError):
             run_python(arguments, monkeypatch)

@@ -42,6 +42,7 @@ from sb3_diffusion.common.envs.combinatorial import check_has_edges
 from sb3_diffusion.common.envs.graphs import read_graph
 from sb3_diffusion.common.noise_schedule import NOISE_SCHEDULES
 from sb3_diffusion.common.score_network import KERNELS
+from sb3_diffusion.saving.files import write_whole
 
 # What the descended divergence and the temperature of a fit are called
 FITS: dict[str, dict[str, Any]] = {
@@ -144,7 +145,7 @@ def run_maxcut(args: argparse.Namespace) -> None:
     )
     print_rows(rows)
     if args.out:
-        args.out.write_text("\n".join(map(str, sides.tolist())) + "\n", encoding="utf-8")
+        write_whole(args.out, ("\n".join(map(str, sides.tolist())) + "\n").encode())
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:

@@ -268,5 +268,6 @@ def plot_bound_gap(rows: list[dict[str, Any]], path: str | Path) -> None:
     axes[0].legend()
     figure.tight_layout()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

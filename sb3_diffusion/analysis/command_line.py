@@ -85,7 +85,7 @@ def picture(text: str) -> Path:
     """
     :param text: path of a picture
     :return: the path
-    :raises ArgumentTypeError: if Matplotlib knows no such format, or its folder is not there
+    :raises ArgumentTypeError: if Matplotlib knows no such format, or no file can be there
     """
     path, known = new_file(text), FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".") not in known:
@@ -95,13 +95,14 @@ def picture(text: str) -> Path:
 
 def new_file(text: str) -> Path:
     """
-    :param text: path of a file to write, which may be there
+    :param text: path of a file to write, which may be there, and whose folder is made if it is missing
     :return: the path
     :raises ArgumentTypeError: if no file can be there
     """
     path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"is in {path.parent}, which is no folder"
+    blocked = [parent for parent in path.parents if parent.exists() and not parent.is_dir()]
+    if path.is_dir() or blocked:
+        what = "is a folder" if path.is_dir() else f"is in {blocked[0]}, which is no folder"
         raise argparse.ArgumentTypeError(f"{text} {what}: choose a file")
     return path
 

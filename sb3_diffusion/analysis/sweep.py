@@ -196,5 +196,6 @@ def plot_k_sweep(results: pd.DataFrame, path: str | Path, title: str = "") -> No
         ax.legend()
     figure.tight_layout()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -60,7 +60,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Kind:
     :param high: greatest value
     :return: finite numbers in this range
     """
-    text = f"between {low:g} and {high:g}" if high < math.inf else f"at least {low:g}"
+    text = f"between {low:g} and {high:g}" if high < math.inf else f"a number of at least {low:g}"
     return Kind(
         "a finite number" if low == -math.inf else text, lambda value: is_number(value) and low <= float(value) <= high
     )

@@ -138,7 +138,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         "gamma": FRACTION,
         "gae_lambda": FRACTION,
         "clip_range": scheduled(POSITIVE),
-        "vf_coef": number(0),
+        "vf_coef": Kind("at least 0", number(0).holds),
         "max_grad_norm": optional(POSITIVE_OR_INFINITE),
         "target_kl": optional(POSITIVE),
         "diffusion_steps": whole(1, MAX_DIFFUSION_STEPS),
