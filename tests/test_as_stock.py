@@ -184,6 +184,21 @@ def test_rewards_and_last_observations():
         check_transition(np.array(["1"], dtype=object), obs, dones, infos, spaces.Box(-1, 1, (3,)))
 
 
+class OneRow(FixedSpaces):
+    """Observations with a dimension of 1 too many, which fill their place without loss."""
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample()[None], {}
+
+    def step(self, action):
+        return self.observation_space.sample()[None], 0.0, True, False, {}
+
+
+@pytest.mark.parametrize("algorithm", [SAC, PPO, DiffSAC, DiffPPO])
+def test_observations_that_fill_their_place(algorithm):
+    assert make(algorithm, OneRow()).learn(16).num_timesteps == 16
+
+
 @pytest.mark.parametrize("algorithm", [DiffSAC, DiffPPO])
 def test_spaces_that_differ_in_what_nobody_reads(algorithm):
     action_spaces = spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (2,), np.float64)

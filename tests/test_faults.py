@@ -80,7 +80,7 @@ FAULTS = {
         dict(obs=np.zeros(1)),
     ),
     "a number": (r"observation has the shape \(\)", dict(obs=0.0)),
-    "shape (1, 3)": (r"observation has the shape \(1, 3\)", dict(obs=np.zeros((1, 3)))),
+    "shape (3, 1)": (r"observation has the shape \(3, 1\)", dict(obs=np.zeros((3, 1)))),
     "None": (r"observation has the shape \(\)", dict(obs=None)),
     "text": (r"observation is of <U1, which does not fit the float32", dict(obs=np.array(["a", "b", "c"]))),
     "complex": (r"observation is of complex128", dict(obs=np.array([1j, 0, 0]))),

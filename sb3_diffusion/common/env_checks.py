@@ -1,5 +1,6 @@
 """Checks of what environments return: training stops with a clear error before anything wrong is stored."""
 
+import math
 import multiprocessing.connection
 import numbers
 import warnings
@@ -59,10 +60,23 @@ def check_observation(
             check_observation(f"{name}[{key!r}]", value[key], subspace, batch, check_dtype)
         return
     array = np.asarray(value)
-    if array.shape != (*batch, *(space.shape or ())):
+    if not fits_shape(array.shape, (*batch, *(space.shape or ()))):
         raise ValueError(f"{name} has the shape {array.shape}, but its space {space} says {space.shape}: {value}")
     if check_dtype and array.dtype != space.dtype and not fits_dtype(array, np.dtype(space.dtype)):
         raise ValueError(f"{name} is of {array.dtype}, which does not fit the {space.dtype} of its space {space}: {value}")
+
+
+def fits_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """
+    :param shape: shape of an array
+    :param expected: shape of the array that it is to fill
+    :return: whether NumPy does so without repeating anything: they are equal but for dimensions of 1
+    """
+    if shape == expected:
+        return True
+    as_wide = math.prod(shape) == math.prod(expected)
+    stripped = shape[next((index for index, size in enumerate(shape) if size != 1), len(shape)) :]
+    return as_wide and (stripped == () or expected[-len(stripped) :] == stripped)
 
 
 def fits_dtype(array: np.ndarray, dtype: np.dtype) -> bool:
