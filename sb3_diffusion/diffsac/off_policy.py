@@ -228,7 +228,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
         check_stored_action_space(self.action_space)
         assert self.divergence == "forward", (
             f"action_space={self.action_space}: {type(self).__name__} needs gradients of the value with respect to the "
-            "action, which categories do not have. Use DiffSAC(divergence='forward'), which does not, or DiffPPO"
+            "action, which categories do not have. Use DiffSAC(divergence='forward') or DiffPPO"
         )
         if self.action_noise is not None:
             raise ValueError(f"action_noise={self.action_noise!r}: it cannot be added to categories, leave it out")
