@@ -44,17 +44,6 @@ def check_fraction(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r}: it must be between 0 and 1")
 
 
-def check_at_least(name: str, value: Any, least: float) -> None:
-    """
-    :param name: name of an argument
-    :param value: its value
-    :param least: least value that is allowed
-    :raises ValueError: if it is not a finite number of at least that
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= float(value) < math.inf:
-        raise ValueError(f"{name}={value!r}: it must be a number of at least {least:g}")
-
-
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """
     :param name: name of an argument

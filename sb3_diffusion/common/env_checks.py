@@ -118,23 +118,8 @@ def check_transition(
     for done, info in zip(np.asarray(dones), infos, strict=False):
         last = info.get("terminal_observation") if done else None
         if last is not None:
-            last = without_batch(last, observation_space)
             check_observation("terminal observation", last, observation_space, (), check_dtype)
             check_finite_array("terminal observation", last)
-
-
-def without_batch(obs: Any, space: spaces.Space) -> Any:
-    """
-    :param obs: the last observation of an episode
-    :param space: its space
-    :return: the same; where it came as a batch of one, as simulators send it, what is in the batch
-    """
-    if isinstance(space, spaces.Dict):
-        if not isinstance(obs, Mapping):
-            return obs
-        return {key: without_batch(value, space[key]) if key in space.keys() else value for key, value in obs.items()}
-    array = np.asarray(obs)
-    return array[0] if array.shape == (1, *(space.shape or ())) else obs
 
 
 def check_observations(
