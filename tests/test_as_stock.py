@@ -259,3 +259,18 @@ def test_command_lines_end_in_one_line_and_code_2(command, message, tmp_path, mo
         runpy.run_module(f"{module}.__main__", run_name="__main__")
     assert ended.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_own_evaluate_actions_is_refused_by_diffppo():
+    class Own(ChainActorCriticPolicy):
+        def evaluate_actions(self, obs, actions):
+            return super().evaluate_actions(obs, actions)
+
+    with pytest.raises(ValueError, match=r"Own has an evaluate_actions.*evaluate_steps"):
+        make(DiffPPO, policy=Own)
+
+
+def test_weights_of_state_values_do_not_fit_values_of_steps():
+    model, other = make(DiffPPO, policy_kwargs=dict(net_arch=[16], state_value=True)), make(DiffPPO)
+    with pytest.raises(RuntimeError, match="state_value=True"):
+        other.policy.load_state_dict(model.policy.state_dict())

@@ -256,6 +256,14 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
                 f"policy={self.policy_class.__name__}: choose 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of "
                 "ChainActorCriticPolicy"
             )
+        if self.policy_class.evaluate_actions not in (
+            ChainActorCriticPolicy.evaluate_actions,
+            DiffusionActorCriticPolicy.evaluate_actions,
+        ):
+            raise ValueError(
+                f"policy={self.policy_class.__name__} has an evaluate_actions() of its own, which DiffPPO never calls: the "
+                "density of a whole chain is unknown. Override evaluate_steps(), which it calls with denoising steps"
+            )
         if AugmentedSpace.parse(self.observation_space, latent_dim(self.action_space), is_discrete(self.action_space)):
             raise ValueError("DiffPPO runs the denoising steps itself: give it the environment without a DiffusionMDPWrapper")
         if self.rollout_buffer_class is not None and not issubclass(self.rollout_buffer_class, ChainRolloutBuffer):

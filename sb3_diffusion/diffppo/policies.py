@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_diffusion.common.arguments import FLAG, Kind
+from sb3_diffusion.common.carried_settings import carry_settings
 from sb3_diffusion.common.categories import check_chain_action_space, flat_action_space, is_discrete
 from sb3_diffusion.common.chain import Step
 from sb3_diffusion.common.checks import check_finite_tensor, check_no_sde
@@ -202,6 +203,7 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         dims, n_steps = self.mlp_extractor, self.schedule.diffusion_steps
         self.score_network = make_score_network(self.process, dims.latent_dim_pi, n_steps, **own, **heads)
         self.value_net = make_value_network(self.process, dims.latent_dim_vf, n_steps, **own, **heads)
+        carry_settings(self, state_value=chain["state_value"])
         if self.ortho_init:
             extractors = {self.features_extractor, self.pi_features_extractor, self.vf_features_extractor}
             networks = () if own["denoiser_class"] else (self.score_network, self.value_net)
