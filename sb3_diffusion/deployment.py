@@ -29,20 +29,15 @@ from sb3_diffusion.diffsac.policies import DiffusionSACPolicy
 from sb3_diffusion.saving.files import write_whole
 
 OBSERVATION, NOISE, ACTION = "observation", "noise", "action"
-ONNX_OPSET = 18
+_ONNX_OPSET = 18
 # Of the policies' networks, those that no action needs
-UNUSED_NETWORKS = ("critic_target", "actor_target", "diffusion_value", "value_net")
+_UNUSED_NETWORKS = ("critic_target", "actor_target", "diffusion_value", "value_net")
 # Of the range of the actions. The same graph in another library is off by rounding alone, a wrong one by more than this
-CHECK_TOLERANCE = 1e-3
+_CHECK_TOLERANCE = 1e-3
 
 
-class NormalizeObservation(nn.Module):
-    """
-    What ``VecNormalize`` does to an observation, in double precision as there.
-
-    :param vec_normalize: statistics and settings
-    :param key: key of a ``Dict`` observation, if it is one
-    """
+class _NormalizeObservation(nn.Module):
+    """Normalises an observation as ``VecNormalize`` does, in double precision."""
 
     mean: th.Tensor
     std: th.Tensor
@@ -92,7 +87,7 @@ class DeployedPolicy(nn.Module):
         for module in self.policy.modules():
             if isinstance(module, ChainPolicy):
                 module.compile_chain = False  # the file is made of plain operations
-        for name in UNUSED_NETWORKS if self.n_candidates > 1 else (*UNUSED_NETWORKS, "critic"):
+        for name in _UNUSED_NETWORKS if self.n_candidates > 1 else (*_UNUSED_NETWORKS, "critic"):
             setattr(self.policy, name, None)
         if self.n_candidates > 1:
             # So that it does not switch gradients on, which torch.export cannot write down
@@ -135,7 +130,7 @@ class DeployedPolicy(nn.Module):
 
     def _add_normalizers(self, vec_normalize: VecNormalize) -> None:
         for key in vec_normalize.norm_obs_keys or [OBSERVATION] if self.is_dict else [OBSERVATION]:
-            normalizer = NormalizeObservation(vec_normalize, key if self.is_dict else None)
+            normalizer = _NormalizeObservation(vec_normalize, key if self.is_dict else None)
             expected = self.observation_spaces[key].shape
             if tuple(normalizer.mean.shape) != expected:
                 raise ValueError(
@@ -204,14 +199,9 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def check_equal(name: str, module: DeployedPolicy, run: Callable[..., Any]) -> None:
-    """
-    :param name: what was exported
-    :param module: what it was made from
-    :param run: a function of the inputs as tensors
-    :raises RuntimeError: if the two differ
-    """
-    tolerance = CHECK_TOLERANCE * th.maximum(module.low.abs(), module.high.abs()) + th.finfo(module.low.dtype).tiny
+def _check_equal(name: str, module: DeployedPolicy, run: Callable[..., Any]) -> None:
+    """Raise ``RuntimeError`` if an export and its module act differently."""
+    tolerance = _CHECK_TOLERANCE * th.maximum(module.low.abs(), module.high.abs()) + th.finfo(module.low.dtype).tiny
     for batch_size in (1, 3):
         inputs = module.example(batch_size)
         expected, actions = module(*inputs), th.as_tensor(run(*inputs))
@@ -244,7 +234,7 @@ def export_onnx(
         raise ImportError("export_onnx needs onnx: install this package with its extra [export]") from error
     module = DeployedPolicy(model, vec_normalize)
     inputs, names = module.example(2), [*module.input_names, ACTION]
-    options: dict[str, Any] = dict(input_names=names[:-1], output_names=names[-1:], opset_version=ONNX_OPSET)
+    options: dict[str, Any] = dict(input_names=names[:-1], output_names=names[-1:], opset_version=_ONNX_OPSET)
     with quiet():
         if dynamo:
             batch = th.export.Dim("batch")
@@ -278,7 +268,7 @@ def _check_in_onnxruntime(module: DeployedPolicy, content: bytes) -> None:
         return session.run([ACTION], {name: value.numpy() for name, value in named})[0]
 
     with th.no_grad():
-        check_equal("onnxruntime", module, run)
+        _check_equal("onnxruntime", module, run)
 
 
 def export_program(model: BaseAlgorithm, path: str | os.PathLike[str], vec_normalize: VecNormalize | None = None) -> None:
@@ -297,6 +287,6 @@ def export_program(model: BaseAlgorithm, path: str | os.PathLike[str], vec_norma
     with quiet():
         inputs, batch = module.example(2), th.export.Dim("batch")
         program = th.export.export(module, inputs, dynamic_shapes=(tuple({0: batch} for _ in inputs),))
-        check_equal("torch.export", module, program.module())
+        _check_equal("torch.export", module, program.module())
         th.export.save(program, buffer, extra_files={"metadata.json": json.dumps(module.metadata)})
     write_whole(path, buffer.getvalue())

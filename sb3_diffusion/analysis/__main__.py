@@ -45,18 +45,15 @@ from sb3_diffusion.common.score_network import KERNELS
 from sb3_diffusion.saving.files import write_whole
 
 # What the descended divergence and the temperature of a fit are called
-FITS: dict[str, dict[str, Any]] = {
+_FITS: dict[str, dict[str, Any]] = {
     "forward": dict(divergence="forward", anneal=True),
     "reverse": dict(divergence="reverse", anneal=True),
     "cold": dict(divergence="reverse", anneal=False),
 }
 
 
-def print_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """
-    :param rows: rows with the same keys, each of which is printed as soon as it is there
-    :return: the rows
-    """
+def _print_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Print rows as they come, and return them all."""
     known: list[dict[str, Any]] = []
     for row in rows:
         lines = markdown([{key: f"{cell:.4f}" if isinstance(cell, float) else cell for key, cell in row.items()}]).splitlines()
@@ -65,25 +62,25 @@ def print_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return known
 
 
-def run_bound_gap(args: argparse.Namespace) -> None:
+def _run_bound_gap(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
     settings: dict[str, Any] = dict(dim=args.dim, prior_std=args.prior_std, n_updates=args.updates, seed=args.seed)
-    rows = print_rows(
+    rows = _print_rows(
         {"fit": fit, **row}
         for fit, noise_schedule, steps in product(args.fits, args.noise_schedules, args.diffusion_steps)
-        for row in bound_gap([steps], [noise_schedule], **FITS[fit], **settings)
+        for row in bound_gap([steps], [noise_schedule], **_FITS[fit], **settings)
     )
     if args.figure:
         plot_bound_gap(rows, args.figure)
 
 
-def run_representation(args: argparse.Namespace) -> None:
+def _run_representation(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
-    print_rows(
+    _print_rows(
         representation(
             args.targets,
             args.kernels,
@@ -97,14 +94,14 @@ def run_representation(args: argparse.Namespace) -> None:
     )
 
 
-def run_mixture(args: argparse.Namespace) -> None:
+def _run_mixture(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
-    print_rows(fit_mixture(steps, args.steps, args.seed, **args.settings) for steps in args.diffusion_steps)
+    _print_rows(fit_mixture(steps, args.steps, args.seed, **args.settings) for steps in args.diffusion_steps)
 
 
-def run_divergence(args: argparse.Namespace) -> None:
+def _run_divergence(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
@@ -114,7 +111,7 @@ def run_divergence(args: argparse.Namespace) -> None:
         print(f"{env_id}:\n\n{divergence_table(runs)}\n", flush=True)
 
 
-def run_k_sweep(args: argparse.Namespace) -> None:
+def _run_k_sweep(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
@@ -134,7 +131,7 @@ def run_k_sweep(args: argparse.Namespace) -> None:
         plot_k_sweep(runs, args.figure, args.env)
 
 
-def run_maxcut(args: argparse.Namespace) -> None:
+def _run_maxcut(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
@@ -143,12 +140,12 @@ def run_maxcut(args: argparse.Namespace) -> None:
     rows, sides = solve_max_cut(
         graph, args.steps, args.diffusion_steps, args.samples, args.seed, progress_bar=True, **args.settings
     )
-    print_rows(rows)
+    _print_rows(rows)
     if args.out:
         write_whole(args.out, ("\n".join(map(str, sides.tolist())) + "\n").encode())
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+def _add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """
     :param parser: parser of an analysis that trains and keeps results
     :param out: where they go if nothing is said
@@ -172,10 +169,12 @@ def parse_args() -> argparse.Namespace:
 
     name, what = "bound_gap", "path KL, exact marginal KL and their gap on a target with two peaks"
     gap = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
-    gap.set_defaults(run=run_bound_gap)
+    gap.set_defaults(run=_run_bound_gap)
     gap.add_argument("--diffusion-steps", type=whole_number(1), nargs="+", default=[1, 2, 5, 10, 20], help="denoising steps K")
     gap.add_argument("--noise-schedules", nargs="+", choices=NOISE_SCHEDULES, default=["cosine"], help="noise schedules")
-    gap.add_argument("--fits", nargs="+", choices=FITS, default=list(FITS), help="KL, annealed, or reverse from a cold start")
+    gap.add_argument(
+        "--fits", nargs="+", choices=_FITS, default=list(_FITS), help="KL, annealed, or reverse from a cold start"
+    )
     gap.add_argument("--dim", type=int, choices=(1, 2), default=1, help="dimension d; the target has 2^d peaks")
     gap.add_argument("--prior-std", type=positive_number, default=1.0, help="standard deviation of the prior")
     gap.add_argument("--updates", type=whole_number(1), default=3000, help="gradient steps of a fit")
@@ -184,7 +183,7 @@ def parse_args() -> argparse.Namespace:
 
     name, what = "representation", "path KL to known targets, by kernel, estimator and number of denoising steps"
     fits = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
-    fits.set_defaults(run=run_representation)
+    fits.set_defaults(run=_run_representation)
     fits.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="targets")
     fits.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS), help="kernels")
     fits.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS), help="of the gradient")
@@ -200,7 +199,7 @@ def parse_args() -> argparse.Namespace:
 
     name, what = "mixture", "distance of DiffSAC's policy from the exact one, TurningGMM-v0"
     mixture = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
-    mixture.set_defaults(run=run_mixture)
+    mixture.set_defaults(run=_run_mixture)
     mixture.add_argument("--diffusion-steps", type=whole_number(1), nargs="+", default=[1, 10], help="denoising steps K")
     mixture.add_argument("--steps", type=whole_number(1), default=MIXTURE_STEPS, help="steps of the environment")
     mixture.add_argument("--seed", type=seed_number, default=0, help="seed")
@@ -208,7 +207,7 @@ def parse_args() -> argparse.Namespace:
 
     name, what = "divergence", "DiffSAC with the reverse and with the forward KL"
     kl = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
-    kl.set_defaults(run=run_divergence)
+    kl.set_defaults(run=_run_divergence)
     kl.add_argument(
         "--envs",
         nargs="+",
@@ -219,11 +218,11 @@ def parse_args() -> argparse.Namespace:
     kl.add_argument("--steps", type=whole_number(1), help="steps of the environment of each run; None is the task's own")
     kl.add_argument("--eval-every", type=whole_number(1), help="steps between two evaluations; None is the task's own")
     kl.add_argument("--settings", type=json_object, default={}, help="keyword arguments of all the variants, as JSON")
-    add_run_arguments(kl, "divergence.csv")
+    _add_run_arguments(kl, "divergence.csv")
 
     name, what = "k_sweep", "DiffSAC with several numbers of denoising steps, and SAC"
     sweep = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
-    sweep.set_defaults(run=run_k_sweep)
+    sweep.set_defaults(run=_run_k_sweep)
     sweep.add_argument("--env", type=environment, default="HalfCheetah-v5", help="environment")
     sweep.add_argument("--steps", type=whole_number(1), default=50_000, help="steps of the environment of each run")
     sweep.add_argument("--eval-every", type=whole_number(1), default=10_000, help="steps between two evaluations")
@@ -233,11 +232,11 @@ def parse_args() -> argparse.Namespace:
     sweep.add_argument("--settings", type=json_object, default={}, help="keyword arguments of both algorithms, as JSON")
     sweep.add_argument("--chain-settings", type=json_object, default={}, help="those of DiffSAC alone")
     sweep.add_argument("--figure", type=picture, help="where the picture goes")
-    add_run_arguments(sweep, "k_sweep.csv")
+    _add_run_arguments(sweep, "k_sweep.csv")
 
     name, what = "maxcut", "DiffPPO as a solver of the maximum cut of one graph"
     cut = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)
-    cut.set_defaults(run=run_maxcut)
+    cut.set_defaults(run=_run_maxcut)
     cut.add_argument("graph", type=Path, help="file in Gset's format: 'nodes edges', then 'i j weight' for each edge")
     cut.add_argument("--steps", type=whole_number(1), default=20_000, help="cuts to try in training")
     cut.add_argument("--diffusion-steps", type=whole_number(1), default=6, help="denoising steps K")
@@ -246,31 +245,26 @@ def parse_args() -> argparse.Namespace:
     cut.add_argument("--settings", type=json_object, default={}, help="keyword arguments of DiffPPO, as JSON")
     cut.add_argument("--out", type=new_file, help="where the side of each node of the best cut goes, a line each")
     args = parser.parse_args()
-    check_lengths(parser, args)
+    _check_lengths(parser, args)
     return args
 
 
-def check_lengths(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """
-    End with an error before any training where a run does not end with an evaluation.
-
-    :param parser: parser of the command line
-    :param args: the command line
-    """
+def _check_lengths(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with an error before any training where a run does not end with an evaluation."""
     steps, eval_every = getattr(args, "steps", None), getattr(args, "eval_every", None)
-    if args.run is run_divergence:
+    if args.run is _run_divergence:
         for env_id in args.envs:
             task = DIVERGENCE_TASKS.get(env_id.split(":")[-1], {})
             length = steps or task.get("n_steps")
             if length is None:
                 known = ", ".join(DIVERGENCE_TASKS)
                 parser.error(f"{env_id} has no steps of its own, those that have are {known}: give --steps")
-            check_multiple(parser, length, eval_every or task.get("eval_every", 10_000))
-    elif args.run is run_k_sweep:
-        check_multiple(parser, args.steps, args.eval_every)
+            _check_multiple(parser, length, eval_every or task.get("eval_every", 10_000))
+    elif args.run is _run_k_sweep:
+        _check_multiple(parser, args.steps, args.eval_every)
 
 
-def check_multiple(parser: argparse.ArgumentParser, steps: int, eval_every: int) -> None:
+def _check_multiple(parser: argparse.ArgumentParser, steps: int, eval_every: int) -> None:
     """
     :param parser: parser of the command line, which ends with an error
     :param steps: steps of a run

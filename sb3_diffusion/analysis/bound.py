@@ -96,7 +96,7 @@ def exact_marginal(control_fn: ControlFn, schedule: NoiseSchedule, grid: th.Tens
     return density
 
 
-def path_space_loss(
+def _path_space_loss(
     control_fn: ControlFn,
     schedule: NoiseSchedule,
     noise: th.Tensor,
@@ -146,7 +146,7 @@ def fit_control(
 
     :param schedule: noise schedule
     :param dim: dimension d
-    :param divergence: what to descend, see :func:`path_space_loss`
+    :param divergence: what to descend, see :func:`_path_space_loss`
     :param anneal: let the temperature fall from 10 to 1 over the first half, so that every peak is kept; else it is 1
     :param n_updates: number of gradient steps
     :param batch_size: chains of a gradient step
@@ -168,7 +168,7 @@ def fit_control(
         temperature = max(10.0 ** (1 - 2 * progress), 1.0) if anneal else 1.0
         noise = draw_noise(schedule, batch_size, dim)
         optimizer.zero_grad()
-        path_space_loss(control_fn, schedule, noise, temperature, divergence, log_prob).backward()
+        _path_space_loss(control_fn, schedule, noise, temperature, divergence, log_prob).backward()
         optimizer.step()
     return control_fn
 

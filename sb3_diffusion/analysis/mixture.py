@@ -34,11 +34,8 @@ class AnnealTemperature(BaseCallback):
         return True
 
 
-def constant_then_falling(learning_rate: float) -> Callable[[float], float]:
-    """
-    :param learning_rate: learning rate over the first half of training
-    :return: learning rate as a function of the remaining progress, falling to 0 over the second half
-    """
+def _constant_then_falling(learning_rate: float) -> Callable[[float], float]:
+    """A learning rate that falls to 0 over the second half of the training."""
     return lambda progress_remaining: learning_rate * min(1.0, 2 * progress_remaining)
 
 
@@ -66,8 +63,8 @@ def fit_mixture(diffusion_steps: int, n_steps: int = MIXTURE_STEPS, seed: int = 
         ent_coef=1.0,
         gamma=0.0,
         prior_std=0.2,
-        learning_rate=constant_then_falling(1e-2),
-        qf_learning_rate=constant_then_falling(2e-3),
+        learning_rate=_constant_then_falling(1e-2),
+        qf_learning_rate=_constant_then_falling(2e-3),
         batch_size=64,
         policy_delay=2,
         buffer_size=6000,

@@ -15,7 +15,7 @@ import pandas as pd
 
 from sb3_diffusion.saving.files import write_whole
 
-KEYS = ["env", "name", "seed"]
+_KEYS = ["env", "name", "seed"]
 
 
 def provenance() -> dict[str, Any]:
@@ -66,7 +66,7 @@ def read_results(path: str | Path) -> pd.DataFrame:
         rows if the file is missing
     """
     if not Path(path).exists():
-        return pd.DataFrame(columns=[*KEYS, "step"])
+        return pd.DataFrame(columns=[*_KEYS, "step"])
     return pd.read_csv(path, dtype={"env": str, "name": str})
 
 

@@ -96,22 +96,19 @@ class Run:
         :return: a new model
         """
         algorithm = pkgutil.resolve_name(self.algorithm)
-        keywords = {**resolve(self.settings), **changes}
+        keywords = {**_resolve(self.settings), **changes}
         if issubclass(algorithm, OffPolicyAlgorithm):
             keywords.setdefault("buffer_size", self.steps)
         env = make_vec_env(self.env, self.n_envs)
         return algorithm(keywords.pop("policy", "MlpPolicy"), env, seed=self.seed, device="cpu", **keywords)
 
 
-def resolve(value: Any) -> Any:
-    """
-    :param value: settings, in JSON's types
-    :return: a copy, with what the names of the form ``"module:name"`` stand for
-    """
+def _resolve(value: Any) -> Any:
+    """Copy settings, with the objects that texts of the form ``"module:name"`` stand for."""
     if isinstance(value, dict):
-        return {key: resolve(each) for key, each in value.items()}
+        return {key: _resolve(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [resolve(each) for each in value]
+        return [_resolve(each) for each in value]
     return pkgutil.resolve_name(value) if isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value) else value
 
 
@@ -130,7 +127,7 @@ def execute(run: Run, work: str | Path) -> dict[str, Any]:
     with FileLock(folder / "lock"):
         if (folder / RESULT).exists():
             result = json.loads((folder / RESULT).read_text())
-            check_same(run, result["run"], folder)
+            _check_same(run, result["run"], folder)
         else:
             result = {"run": run.as_json(), "made_with": provenance(), "resumed_at": [], "points": []}
             write_json(folder / RESULT, result)
@@ -164,7 +161,7 @@ def train(run: Run, folder: Path, result: dict[str, Any]) -> None:
         run.eval_every,
         run.eval_episodes,
         run.logged,
-        resolve(run.measure),
+        _resolve(run.measure),
         run.key,
         result["points"],
         lambda points: write_json(folder / RESULT, {**result, "points": points}),
@@ -185,13 +182,8 @@ def is_done(result: dict[str, Any]) -> bool:
     return bool(result["points"]) and result["points"][-1]["step"] >= result["run"]["steps"]
 
 
-def check_same(run: Run, other: dict[str, Any], place: Path) -> None:
-    """
-    :param run: a run
-    :param other: fields of the one that stands under its key
-    :param place: where it stands
-    :raises ValueError: if they differ
-    """
+def _check_same(run: Run, other: dict[str, Any], place: Path) -> None:
+    """Raise ``ValueError`` if the run of an earlier result had other settings."""
     mine = run.as_json()
     if different := sorted(name for name in mine if mine[name] != other.get(name)):
         raise ValueError(
@@ -219,7 +211,7 @@ def missing(runs: list[Run], path: str | Path) -> list[Run]:
     done, details = set(keys(read_results(path))), read_details(path)
     for run in runs:
         if run.key in done:
-            check_same(run, details.get(run.key, {"run": {}})["run"], Path(path))
+            _check_same(run, details.get(run.key, {"run": {}})["run"], Path(path))
     return [run for run in runs if run.key not in done]
 
 
@@ -267,8 +259,8 @@ def run_all(runs: list[Run], path: str | Path, jobs: int | None = None, ray_addr
     try:
         with FileLock(work / "lock", timeout=0):
             waiting = missing(runs, path)
-            check_settings([run for run in waiting if not (work / run.key).exists()])
-            outcomes = in_processes(waiting, work, jobs) if ray_address is None else on_ray(waiting, work, jobs, ray_address)
+            _check_settings([run for run in waiting if not (work / run.key).exists()])
+            outcomes = _in_processes(waiting, work, jobs) if ray_address is None else _on_ray(waiting, work, jobs, ray_address)
             for run, result, error in tqdm(outcomes, initial=len(runs) - len(waiting), total=len(runs), unit="run"):
                 if result is None:
                     failures.append(f"{run.key} ({error})")
@@ -287,13 +279,8 @@ def run_all(runs: list[Run], path: str | Path, jobs: int | None = None, ray_addr
     return so_far(runs, path)
 
 
-def check_settings(runs: list[Run]) -> None:
-    """
-    Make a model of each variant on each task, so that what no algorithm takes is said before any training.
-
-    :param runs: runs
-    :raises ValueError: for the first that cannot begin
-    """
+def _check_settings(runs: list[Run]) -> None:
+    """Make a model of each variant on each task, so that bad settings are refused before any training."""
     for run in {(run.name, run.env): run for run in runs}.values():
         try:
             off_policy = issubclass(pkgutil.resolve_name(run.algorithm), OffPolicyAlgorithm)
@@ -303,13 +290,8 @@ def check_settings(runs: list[Run]) -> None:
             raise ValueError(f"{run.key} cannot begin: {type(error).__name__}: {error}") from error
 
 
-def in_processes(runs: list[Run], work: Path, jobs: int | None) -> Iterator[Outcome]:
-    """
-    :param runs: runs
-    :param work: see :func:`execute`
-    :param jobs: see :func:`run_all`
-    :return: each run with its result, or with None and what has happened, as it ends
-    """
+def _in_processes(runs: list[Run], work: Path, jobs: int | None) -> Iterator[Outcome]:
+    """Carry runs out in processes; yield each as it ends, with its result, or with None and an error."""
     if jobs is None:
         yield from ((run, execute(run, work), "") for run in runs)
         return
@@ -334,15 +316,8 @@ def in_processes(runs: list[Run], work: Path, jobs: int | None) -> Iterator[Outc
             process.join()
 
 
-def on_ray(runs: list[Run], work: Path, jobs: int | None, address: str) -> Iterator[Outcome]:
-    """
-    :param runs: runs; those on a machine that is lost are taken up by another
-    :param work: see :func:`execute`
-    :param jobs: see :func:`run_all`
-    :param address: see :func:`run_all`
-    :return: see :func:`in_processes`
-    :raises ImportError: without Ray
-    """
+def _on_ray(runs: list[Run], work: Path, jobs: int | None, address: str) -> Iterator[Outcome]:
+    """Carry runs out on a Ray cluster, see :func:`_in_processes`."""
     try:
         import ray
     except ImportError as error:

@@ -16,15 +16,8 @@ from sb3_diffusion.common.checks import check_finite_array, check_fraction, chec
 from sb3_diffusion.common.wrappers import EpisodeInfo
 
 
-class ActionChunks:
-    """
-    The space of chunks, and the map from them to the environment's actions.
-
-    :param action_space: the environment's action space: a bounded ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary``
-    :param n: number of actions in a chunk
-    :param gamma: discount of the rewards within a chunk
-    :raises ValueError: for other actions, or a number that is out of range
-    """
+class _ActionChunks:
+    """The space of chunks, and the map from them to the environment's actions."""
 
     def __init__(self, action_space: spaces.Space, n: int, gamma: float):
         check_chain_action_space(action_space)
@@ -94,7 +87,7 @@ class ActionChunkWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
     def __init__(self, env: gym.Env, n: int, gamma: float = 1.0):
         gym.utils.RecordConstructorArgs.__init__(self, n=n, gamma=gamma)
         gym.Wrapper.__init__(self, env)
-        self.chunks = ActionChunks(env.action_space, n, gamma)
+        self.chunks = _ActionChunks(env.action_space, n, gamma)
         self.action_space = self.chunks.action_space
         self._length = 0
 
@@ -141,7 +134,7 @@ class VecActionChunkWrapper(VecEnvWrapper):
                 f"venv is a {type(venv).__name__}, whose environments all take each step: give a DummyVecEnv or a "
                 "SubprocVecEnv and put other wrappers outside, or wrap each environment in an ActionChunkWrapper"
             )
-        self.chunks = ActionChunks(venv.action_space, n, gamma)
+        self.chunks = _ActionChunks(venv.action_space, n, gamma)
         super().__init__(venv, action_space=self.chunks.action_space)
         self._lengths = [0] * self.num_envs
 
@@ -171,22 +164,15 @@ class VecActionChunkWrapper(VecEnvWrapper):
         return self._stack(obs), rewards.astype(np.float32), dones, infos
 
     def _step_some(self, indices: list[int], i: int) -> list[tuple[Any, float, bool, dict[str, Any], dict[str, Any] | None]]:
-        """
-        :param indices: environments that take a step
-        :param i: which action of their chunks
-        :return: observation, reward, whether the episode has ended, info and info of the reset, for each of them
-        """
+        """Step some of the environments; for each, observation, reward, end, info, and info of the reset."""
         if isinstance(self.venv, DummyVecEnv):
-            return [step_and_reset(self.venv.envs[index], self._actions[index][i]) for index in indices]
+            return [_step_and_reset(self.venv.envs[index], self._actions[index][i]) for index in indices]
         for index in indices:
             self.venv.remotes[index].send(("step", self._actions[index][i]))
         return [self.venv.remotes[index].recv() for index in indices]
 
     def _stack(self, obs: list[Any]) -> VecEnvObs:
-        """
-        :param obs: observation of each environment
-        :return: all of them, as the ``VecEnv`` inside gives them
-        """
+        """Observations of all environments, as the ``VecEnv`` inside gives them."""
         if isinstance(self.venv, DummyVecEnv):
             for index, one in enumerate(obs):
                 self.venv._save_obs(index, one)
@@ -196,15 +182,8 @@ class VecActionChunkWrapper(VecEnvWrapper):
         return np.stack(obs)
 
 
-def step_and_reset(env: gym.Env, action: Any) -> tuple[Any, float, bool, dict[str, Any], dict[str, Any] | None]:
-    """
-    What a worker of a ``SubprocVecEnv`` does.
-
-    :param env: environment
-    :param action: its action
-    :return: observation, after the end of an episode that of the next; reward; whether the episode has ended; info; info of
-        the reset, if any
-    """
+def _step_and_reset(env: gym.Env, action: Any) -> tuple[Any, float, bool, dict[str, Any], dict[str, Any] | None]:
+    """One step, and a reset at the end of an episode, as a worker of a ``SubprocVecEnv`` does."""
     obs, reward, terminated, truncated, info = env.step(action)
     done, reset_info = terminated or truncated, None
     info["TimeLimit.truncated"] = truncated and not terminated

@@ -55,10 +55,10 @@ class NativeBatchRenorm1d(BatchRenorm1d):
             d = ((mean - self.ra_mean) / running_std).clamp(-self.dmax, self.dmax)
             self.ra_mean.lerp_(mean, self.momentum)
             self.ra_var.lerp_(var, self.momentum)
-        return Renormalization.apply(x, self.scale, self.bias, mean, var, r, d, self.eps)
+        return _Renormalization.apply(x, self.scale, self.bias, mean, var, r, d, self.eps)
 
 
-class Renormalization(th.autograd.Function):
+class _Renormalization(th.autograd.Function):
     """
     ``scale (x - mean + e) f + bias`` with ``e = d sqrt(var) / r`` and ``f = (var / r^2 + eps)^-0.5``, as sb3-contrib has it,
     where mean and variance are the batch's, and have gradients, and the corrections r and d do not. By automatic

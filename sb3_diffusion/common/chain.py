@@ -255,7 +255,7 @@ def apply_increment(x: th.Tensor, increment: th.Tensor, mean_coef: th.Tensor, st
     return th.addcmul(mean_coef * x, std, increment)
 
 
-def increment_log_ratio(increment: th.Tensor, log_std_ratio: th.Tensor, noise: th.Tensor) -> th.Tensor:
+def _increment_log_ratio(increment: th.Tensor, log_std_ratio: th.Tensor, noise: th.Tensor) -> th.Tensor:
     """
     ``log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)`` of a sampled step, whose mean over the noise is :func:`kernel_kl`.
 
@@ -279,11 +279,11 @@ def denoising_step(
     :param x: ``x_k``, (..., B, d)
     :param noise: standard normal noise, (..., B, d)
     :param step: ``k``, one for all or one for each row, (..., B)
-    :return: ``x_{k-1}``, (..., B, d), and :func:`increment_log_ratio`, (..., B)
+    :return: ``x_{k-1}``, (..., B, d), and :func:`_increment_log_ratio`, (..., B)
     """
     increment = sample_increment(u, log_std_ratio, noise)
     x_prev = apply_increment(x, increment, at_step(schedule.mean_coef, step), at_step(schedule.std, step))
-    return x_prev, increment_log_ratio(increment, log_std_ratio, noise)
+    return x_prev, _increment_log_ratio(increment, log_std_ratio, noise)
 
 
 def kernel_log_prob(
@@ -349,7 +349,7 @@ def respaced_control(control_fn: ControlFn, schedule: NoiseSchedule) -> ControlF
     return control
 
 
-def denoise(
+def _denoise(
     control_fn: ControlFn, schedule: NoiseSchedule, x: th.Tensor, noise: th.Tensor | None = None
 ) -> Iterator[tuple[th.Tensor, th.Tensor, th.Tensor]]:
     """
@@ -409,12 +409,12 @@ def sample_chain(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tenso
     """
     x = sample_prior(schedule, noise)
     pieces, log_ratios, end = [x.unsqueeze(0)], [], schedule.diffusion_steps
-    steps = denoise(control_fn, schedule, x, noise)
+    steps = _denoise(control_fn, schedule, x, noise)
     # Groups of eight steps save calls. One group of all steps keeps many small tensors alive and fragments the memory
     while group := list(islice(steps, 8)):
         latents, increments, log_std_ratios = (th.stack(part[::-1]) for part in zip(*group, strict=True))
         start = end - len(group)
-        log_ratios.append(increment_log_ratio(increments, log_std_ratios, noise[start:end]))
+        log_ratios.append(_increment_log_ratio(increments, log_std_ratios, noise[start:end]))
         pieces.append(latents)
         end = start
     return Chain(th.cat(pieces[::-1]), noise, th.cat(log_ratios[::-1]))
@@ -429,7 +429,7 @@ def sample_path(control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor
     :raises ValueError: if the noise has not one row for each of ``x_K .. x_0``
     """
     x = sample_prior(schedule, noise)
-    latents = [latent for latent, _, _ in denoise(control_fn, schedule, x, noise)]
+    latents = [latent for latent, _, _ in _denoise(control_fn, schedule, x, noise)]
     return th.stack((*latents[::-1], x))
 
 
@@ -443,7 +443,7 @@ def sample_latent_action(
     :param noise: standard normal noises that make ``x_0 ..``, at least (K, B, d); None to follow the kernels' means
     :return: ``x_0`` alone, (B, d)
     """
-    *_, (latent, _, _) = denoise(control_fn, schedule, x, noise)
+    *_, (latent, _, _) = _denoise(control_fn, schedule, x, noise)
     return latent
 
 

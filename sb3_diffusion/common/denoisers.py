@@ -11,7 +11,7 @@ from sb3_diffusion.common.process import CategoricalProcess, ChainProcess, Gauss
 from sb3_diffusion.common.score_network import ControlOutput, DenoisingNetwork, ScoreNetwork
 
 
-class LogitsOutput(nn.Module):
+class _LogitsOutput(nn.Module):
     """What a network of ``(s, x_k, k)`` for categories has at its end: logits, which need no bounds."""
 
     kernel = "posterior"
@@ -33,7 +33,7 @@ class LogitsOutput(nn.Module):
         return (output,)
 
 
-class BeliefNetwork(LogitsOutput, DenoisingNetwork):
+class _BeliefNetwork(_LogitsOutput, DenoisingNetwork):
     """
     The network that defines the denoising kernels of categories.
 
@@ -81,7 +81,7 @@ class OwnDenoiser(nn.Module):
         return lambda x, step: self(context, zeros if x is None else x, step)
 
 
-class OwnScoreNetwork(ControlOutput, OwnDenoiser):
+class _OwnScoreNetwork(ControlOutput, OwnDenoiser):
     """
     A user's network that defines the kernels of real actions.
 
@@ -95,7 +95,7 @@ class OwnScoreNetwork(ControlOutput, OwnDenoiser):
         self._bound_output(process.action_dim, diffusion_steps, process.output_size == 2, process.kernel, 1.0)
 
 
-class OwnBeliefNetwork(LogitsOutput, OwnDenoiser):
+class _OwnBeliefNetwork(_LogitsOutput, OwnDenoiser):
     """
     A user's network that defines the kernels of categories.
 
@@ -155,8 +155,8 @@ def make_score_network(
     if denoiser_class is not None:
         denoiser = make_denoiser(denoiser_class, denoiser_kwargs, process, features_dim, process.output_dim, diffusion_steps)
         if isinstance(process, GaussianProcess):
-            return OwnScoreNetwork(denoiser, process, diffusion_steps)
-        return OwnBeliefNetwork(denoiser, process.input_dim)
+            return _OwnScoreNetwork(denoiser, process, diffusion_steps)
+        return _OwnBeliefNetwork(denoiser, process.input_dim)
     if isinstance(process, GaussianProcess):
         return ScoreNetwork(
             features_dim,
@@ -169,7 +169,7 @@ def make_score_network(
         )
     assert isinstance(process, CategoricalProcess)
     # Near zero the policy starts as the prior
-    return BeliefNetwork(features_dim, process.input_dim, process.output_dim, diffusion_steps, output_scale=0.1, **heads)
+    return _BeliefNetwork(features_dim, process.input_dim, process.output_dim, diffusion_steps, output_scale=0.1, **heads)
 
 
 def make_value_network(

@@ -32,46 +32,35 @@ class EnvCheckMixin(BaseAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        watch_environments(self.env)
+        _watch_environments(self.env)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self._last_obs is not None
         check_observations("first observation", self._last_obs, self.observation_space, self.n_envs, self._vec_normalize_env)
         return result
 
 
-def check_observation(
+def _check_observation(
     name: str, value: Any, space: spaces.Space, batch: tuple[int, ...] = (), check_dtype: bool = True
 ) -> None:
     """
     NumPy fills an array of a space's shape and dtype with much that does not fit it: it repeats a single number and cuts
     fractions off.
-
-    :param name: what the observation is, for the error
-    :param value: observation, or observations by key
-    :param space: its space
-    :param batch: what stands before the space's shape
-    :param check_dtype: whether it must be without loss in the space's dtype, but for the precision of real numbers
-    :raises ValueError: if it does not fit
     """
     if isinstance(space, spaces.Dict):
         for key, subspace in space.spaces.items():
             if not isinstance(value, Mapping) or key not in value:
                 raise ValueError(f"{name} has no {key!r}, which is in its space {space}: {value}")
-            check_observation(f"{name}[{key!r}]", value[key], subspace, batch, check_dtype)
+            _check_observation(f"{name}[{key!r}]", value[key], subspace, batch, check_dtype)
         return
     array = np.asarray(value)
-    if not fits_shape(array.shape, (*batch, *(space.shape or ()))):
+    if not _fits_shape(array.shape, (*batch, *(space.shape or ()))):
         raise ValueError(f"{name} has the shape {array.shape}, but its space {space} says {space.shape}: {value}")
     if check_dtype and array.dtype != space.dtype and not fits_dtype(array, np.dtype(space.dtype)):
         raise ValueError(f"{name} is of {array.dtype}, which does not fit the {space.dtype} of its space {space}: {value}")
 
 
-def fits_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """
-    :param shape: shape of an array
-    :param expected: shape of the array that it is to fill
-    :return: whether NumPy does so without repeating anything: they are equal but for dimensions of 1
-    """
+def _fits_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether NumPy broadcasts one shape to the other without repetition: they differ in dimensions of 1 alone."""
     if shape == expected:
         return True
     as_wide = math.prod(shape) == math.prod(expected)
@@ -110,7 +99,7 @@ def check_transition(
     """
     # Some environments have nothing to say in their infos, not even a dict for each
     n_envs = len(np.asarray(dones))
-    check_reward(reward, (n_envs,))
+    _check_reward(reward, (n_envs,))
     if vec_normalize is not None:
         check_finite_array("reward", vec_normalize.get_original_reward())
     check_observations("observation", new_obs, observation_space, n_envs, vec_normalize)
@@ -118,7 +107,7 @@ def check_transition(
     for done, info in zip(np.asarray(dones), infos, strict=False):
         last = info.get("terminal_observation") if done else None
         if last is not None:
-            check_observation("terminal observation", last, observation_space, (), check_dtype)
+            _check_observation("terminal observation", last, observation_space, (), check_dtype)
             check_finite_array("terminal observation", last)
 
 
@@ -137,21 +126,17 @@ def check_observations(
     :param vec_normalize: normalisation that they have passed through, if any
     :raises ValueError: if they do not fit their space, or an entry is NaN or infinite
     """
-    check_observation(name, obs, observation_space, (n_envs,), check_dtype=vec_normalize is None)
+    _check_observation(name, obs, observation_space, (n_envs,), check_dtype=vec_normalize is None)
     check_finite_array(name, obs)
     if vec_normalize is not None:
         # Normalisation clips infinite values, but it has counted them
         original = vec_normalize.get_original_obs()
-        check_observation(name, original, vec_normalize.venv.observation_space, (n_envs,))
+        _check_observation(name, original, vec_normalize.venv.observation_space, (n_envs,))
         check_finite_array(name, original)
 
 
-def check_reward(reward: npt.ArrayLike, shape: tuple[int, ...]) -> None:
-    """
-    :param reward: rewards of one step of the environments
-    :param shape: shape they should have
-    :raises ValueError: if they are not finite numbers, one for each environment
-    """
+def _check_reward(reward: npt.ArrayLike, shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` if rewards are not finite numbers, one for each environment."""
     array = np.asarray(reward)
     if array.dtype.kind == "O" and all(isinstance(number, numbers.Real) for number in array.flat):
         array = array.astype(np.float64)
@@ -161,31 +146,25 @@ def check_reward(reward: npt.ArrayLike, shape: tuple[int, ...]) -> None:
     check_finite_array("reward", array)
 
 
-def innermost(env: VecEnv | None) -> VecEnv | None:
-    """
-    :param env: environments
-    :return: those in all wrappers of Stable-Baselines3's kind; what these hold may be of any class
-    """
+def _innermost(env: VecEnv | None) -> VecEnv | None:
+    """The environments below all ``VecEnvWrapper``; they may be of any class."""
     while isinstance(env, VecEnvWrapper):
         env = env.venv
     return env
 
 
-def watch_environments(env: VecEnv | None) -> None:
+def _watch_environments(env: VecEnv | None) -> None:
     """
     Have the spaces and observations of environments in this process checked at each step, before ``DummyVecEnv`` fits them
     into its arrays; and the spaces of those in other processes now, of which SB3 has asked the first one only.
-
-    :param env: environments of a training that is about to begin
-    :raises ValueError: if a worker's spaces are not those of the first
     """
-    base = innermost(env)
+    base = _innermost(env)
     if isinstance(base, DummyVecEnv):
         # Beneath wrappers, and not as one, so that set_attr() still reaches the user's outermost
-        base._save_obs = partial(save_checked_observation, base, {})  # type: ignore[method-assign]
+        base._save_obs = partial(_save_checked_observation, base, {})  # type: ignore[method-assign]
     elif isinstance(base, SubprocVecEnv):
         for index, spaces_ in enumerate(zip(base.get_attr("observation_space"), base.get_attr("action_space"), strict=True)):
-            check_spaces(index, spaces_, base)
+            _check_spaces(index, spaces_, base)
         if isinstance(base.processes[0], ForkProcess):
             warnings.warn(
                 "SubprocVecEnv with start_method='fork': when a worker dies, the others hold its pipe open and training "
@@ -193,37 +172,26 @@ def watch_environments(env: VecEnv | None) -> None:
             )
 
 
-def save_checked_observation(
+def _save_checked_observation(
     base: DummyVecEnv, known: dict[int, tuple[spaces.Space, spaces.Space]], index: int, obs: Any
 ) -> None:
-    """
-    In the place of ``DummyVecEnv``'s own method.
-
-    :param base: environments
-    :param known: spaces of each that have been found to be the right ones
-    :param index: index of the environment
-    :param obs: its observation
-    :raises ValueError: if it has changed its spaces, or its observation does not fit
-    """
+    """Check an observation, then do what ``DummyVecEnv._save_obs`` does."""
     env = base.envs[index]
     now, before = (env.observation_space, env.action_space), known.get(index)
     # A comparison takes longer than a step of some environments
     if before is None or now[0] is not before[0] or now[1] is not before[1]:
-        check_spaces(index, now, base)
+        _check_spaces(index, now, base)
         known[index] = now
-    check_observation("observation", obs, base.observation_space)
+    _check_observation("observation", obs, base.observation_space)
     type(base)._save_obs(base, index, obs)
 
 
-def check_spaces(index: int, found: tuple[spaces.Space, spaces.Space], base: VecEnv) -> None:
+def _check_spaces(index: int, found: tuple[spaces.Space, spaces.Space], base: VecEnv) -> None:
     """
-    :param index: index of an environment
-    :param found: its observation space and its action space
-    :param base: all environments
-    :raises ValueError: if these are not the ones that the training has begun with. The bounds of observations may differ
+    Raise ``ValueError`` if an environment has other spaces than at the start of the training, but for bounds of observations.
     """
     right = base.observation_space, base.action_space
-    equal = have_one_form(found[0], right[0]), are_same_actions(found[1], right[1])
+    equal = _have_one_form(found[0], right[0]), _are_same_actions(found[1], right[1])
     for name, space, expected, is_right in zip(("observation", "action"), found, right, equal, strict=True):
         if not is_right:
             raise ValueError(
@@ -232,27 +200,19 @@ def check_spaces(index: int, found: tuple[spaces.Space, spaces.Space], base: Vec
             )
 
 
-def have_one_form(first: spaces.Space, second: spaces.Space) -> bool:
-    """
-    :param first: space of observations
-    :param second: another one
-    :return: whether they are equal but for their bounds, which no network looks at
-    """
+def _have_one_form(first: spaces.Space, second: spaces.Space) -> bool:
+    """Whether two spaces are equal but for their bounds, which no network looks at."""
     if isinstance(first, spaces.Dict) and isinstance(second, spaces.Dict):
         # Keys beyond those of the training are not read
         both = first.spaces.keys() >= second.spaces.keys()
-        return both and all(have_one_form(first[key], second[key]) for key in second.spaces)
+        return both and all(_have_one_form(first[key], second[key]) for key in second.spaces)
     if isinstance(first, spaces.Box) and isinstance(second, spaces.Box):
         return first.shape == second.shape and first.dtype == second.dtype
     return first == second
 
 
-def are_same_actions(first: spaces.Space, second: spaces.Space) -> bool:
-    """
-    :param first: action space
-    :param second: another one
-    :return: whether they are equal but for the precision of real numbers
-    """
+def _are_same_actions(first: spaces.Space, second: spaces.Space) -> bool:
+    """Whether two spaces of actions are equal but for the precision of real numbers."""
     if isinstance(first, spaces.Box) and isinstance(second, spaces.Box) and first.shape == second.shape:
         bounds = (np.array_equal(getattr(first, name), getattr(second, name)) for name in ("low", "high"))
         return (first.dtype == second.dtype or first.dtype.kind == second.dtype.kind == "f") and all(bounds)
@@ -267,7 +227,7 @@ def stop_dead_workers(env: VecEnv | None) -> dict[int, int | None]:
     :param env: environments, in this process or in others
     :return: exit codes of the processes that are gone, by their index; empty, and nothing is closed, if none is
     """
-    base = innermost(env)
+    base = _innermost(env)
     if not isinstance(base, SubprocVecEnv) or base.closed:
         return {}
     ended = multiprocessing.connection.wait([process.sentinel for process in base.processes], timeout=1.0)

@@ -6,7 +6,7 @@ from torch import nn
 from sb3_diffusion.common.score_network import TIME_FEATURES, time_features
 
 
-class MessageLayer(nn.Module):
+class _MessageLayer(nn.Module):
     """
     ``h_i + f(norm(A h_i + B sum_j a_ij h_j + C mean_j h_j))``, with the mean over the graph's nodes.
 
@@ -76,7 +76,7 @@ class GraphDenoiser(nn.Module):
         self.node_layer = nn.Linear(1 + self.n_features, width)
         self.latent_layer = nn.Linear(self.n_inputs, width, bias=False)
         self.time_layer = nn.Linear(TIME_FEATURES, width, bias=False)
-        self.layers = nn.ModuleList(MessageLayer(width, activation_fn) for _ in range(n_layers))
+        self.layers = nn.ModuleList(_MessageLayer(width, activation_fn) for _ in range(n_layers))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.n_outputs))
         with th.no_grad():
             # Near zero the policy starts as the prior

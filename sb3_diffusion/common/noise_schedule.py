@@ -19,7 +19,7 @@ MAX_DIFFUSION_STEPS = 10_000
 BETA_MIN, BETA_MAX = 0.1, 20.0
 
 
-def cosine_betas(n_steps: int) -> th.Tensor:
+def _cosine_betas(n_steps: int) -> th.Tensor:
     """
     Cosine schedule of Nichol & Dhariwal (2021, arXiv 2102.09672, equation 17), ending at ``alpha_bar_K = 0``.
 
@@ -34,7 +34,7 @@ def cosine_betas(n_steps: int) -> th.Tensor:
     return 1 - alpha_bar[1:] / alpha_bar[:-1]
 
 
-def linear_betas(n_steps: int) -> th.Tensor:
+def _linear_betas(n_steps: int) -> th.Tensor:
     """
     Noise whose rate grows linearly in time, integrated exactly over each step, so that the total does not depend on K.
 
@@ -46,9 +46,9 @@ def linear_betas(n_steps: int) -> th.Tensor:
     return 1 - th.exp(total_rate[:-1] - total_rate[1:])
 
 
-def constant_betas(n_steps: int) -> th.Tensor:
+def _constant_betas(n_steps: int) -> th.Tensor:
     """
-    The same noise at every step, with the same total as :func:`linear_betas`.
+    The same noise at every step, with the same total as :func:`_linear_betas`.
 
     :param n_steps: number of denoising steps K
     :return: ``beta_1 .. beta_K``, shape (K,), float64
@@ -58,9 +58,9 @@ def constant_betas(n_steps: int) -> th.Tensor:
 
 
 NOISE_SCHEDULES: dict[str, Callable[[int], th.Tensor]] = {
-    "cosine": cosine_betas,
-    "linear": linear_betas,
-    "constant": constant_betas,
+    "cosine": _cosine_betas,
+    "linear": _linear_betas,
+    "constant": _constant_betas,
 }
 
 

@@ -23,10 +23,10 @@ from sb3_diffusion.common.score_network import KERNELS
 
 # Where ``net_arch`` says nothing of the head that runs at every denoising step, it has one hidden layer of at most
 # this width
-MAX_DEFAULT_DENOISER_WIDTH = 64
+_MAX_DEFAULT_DENOISER_WIDTH = 64
 
 # Greater observations count as this for the actor: its networks work in single precision, which activations must not exceed
-OBSERVATION_MAX = 1e15
+_OBSERVATION_MAX = 1e15
 
 
 # What those keyword arguments of a policy may be that all diffusion policies have
@@ -45,7 +45,7 @@ def get_denoiser_arch(net_arch: list[int] | dict[str, list[int]], critic: str) -
     :raises ValueError: for other keys
     """
     encoder_arch = net_arch.get("pi", []) if isinstance(net_arch, dict) else net_arch
-    default = [min([*encoder_arch[-1:], MAX_DEFAULT_DENOISER_WIDTH])]
+    default = [min([*encoder_arch[-1:], _MAX_DEFAULT_DENOISER_WIDTH])]
     if not isinstance(net_arch, dict):
         return default
     if unknown := net_arch.keys() - {"pi", critic, "denoiser"}:
@@ -56,14 +56,14 @@ def get_denoiser_arch(net_arch: list[int] | dict[str, list[int]], critic: str) -
 def limit_observation(obs: PyTorchObs) -> PyTorchObs:
     """
     :param obs: observations
-    :return: the same between minus and plus ``OBSERVATION_MAX``; those that are infinite become NaN, to be found
+    :return: the same between minus and plus ``_OBSERVATION_MAX``; those that are infinite become NaN, to be found
     """
 
     def limit(values: th.Tensor) -> th.Tensor:
         if not values.is_floating_point():
             return values
         # Zero times infinity is NaN
-        bound = min(OBSERVATION_MAX, th.finfo(values.dtype).max)
+        bound = min(_OBSERVATION_MAX, th.finfo(values.dtype).max)
         return th.add(values.clamp(-bound, bound), values, alpha=0)
 
     return {key: limit(value) for key, value in obs.items()} if isinstance(obs, dict) else limit(obs)

@@ -54,7 +54,7 @@ def use_relu_in_place(network: nn.Module, activation_fn: Callable[..., nn.Module
     return network
 
 
-def is_plain_linear(layer: nn.Module) -> bool:
+def _is_plain_linear(layer: nn.Module) -> bool:
     """
     :param layer: layer
     :return: whether its weight is all that it does
@@ -133,7 +133,7 @@ class DenoisingNetwork(nn.Module):
         :return: output of the network, (..., B, output_dim)
         """
         times = self.time_features[step].expand(*x.shape[:-1], -1)  # (..., B, TIME_FEATURES)
-        if not (is_plain_linear(self.latent_layer) and is_plain_linear(self.time_layer)):
+        if not (_is_plain_linear(self.latent_layer) and _is_plain_linear(self.time_layer)):
             return self.head(context + self.time_layer(times) + self.latent_layer(x))
         # Both layers in one product, whose result nothing else needs: each further tensor of this size costs as much
         weight = th.cat((self.latent_layer.weight, self.time_layer.weight), dim=1)
@@ -149,7 +149,7 @@ class DenoisingNetwork(nn.Module):
         :return: a function of ``x_k``, (B, d), or None for zeros, and of ``k``, whose result is the network's output,
             (B, output_dim)
         """
-        parts = is_untouched(self.head, nn.Sequential), is_plain_linear(self.latent_layer), is_plain_linear(self.time_layer)
+        parts = is_untouched(self.head, nn.Sequential), _is_plain_linear(self.latent_layer), _is_plain_linear(self.time_layer)
         if not (is_untouched(self, type(self)) and type(self).forward is DenoisingNetwork.forward and all(parts)):
             zeros = context.new_zeros(context.shape[0], self.action_dim)
             return lambda x, step: self(context, zeros if x is None else x, step)

@@ -24,7 +24,7 @@ from sb3_diffusion.common.checks import check_finite_array, check_integer, check
 OBSERVATION_KEY, LATENT_KEY, STEP_KEY = "observation", "latent_action", "denoising_step"
 
 # Stable-Baselines3 wants finite bounds. In standard deviations of the prior, far beyond where the squash saturates
-LATENT_BOUND = 100.0
+_LATENT_BOUND = 100.0
 
 NumpyObs = np.ndarray | dict[str, np.ndarray]
 
@@ -41,17 +41,8 @@ class FlatAugmentedSpace(spaces.Box):
         super().__init__(low, high, dtype=np.float32)
 
 
-class AugmentedMDP:
-    """
-    Spaces of the augmented MDP, and the maps between them and the environment's.
-
-    :param observation_space: the environment's observation space
-    :param action_space: the environment's action space: a bounded ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary``
-    :param diffusion_steps: number of denoising steps K
-    :param prior_std: standard deviation of the prior of ``x_K``, where actions are real numbers
-    :param flatten: one array in place of a ``Dict``
-    :raises ValueError: for other actions, a number that is out of range, or an environment that has the new keys already
-    """
+class _AugmentedMDP:
+    """Spaces of the augmented MDP, and the maps between them and the environment's."""
 
     def __init__(
         self,
@@ -70,7 +61,7 @@ class AugmentedMDP:
         self.env_observation_space, self.env_action_space = observation_space, action_space
         self.action_dim = latent_dim(action_space)
         self.categories: Categories | None = None
-        low, high = np.full((2, self.action_dim), [[-LATENT_BOUND], [LATENT_BOUND]]) * self.prior_std
+        low, high = np.full((2, self.action_dim), [[-_LATENT_BOUND], [_LATENT_BOUND]]) * self.prior_std
         latent_space: spaces.Space = spaces.Box(low[0], high[0], (self.action_dim,), dtype=np.float32)
         if is_discrete(action_space):
             # Numbers of categories that count from 0, whatever the action's do
@@ -197,7 +188,7 @@ class AugmentedSpace(NamedTuple):
         """
         if isinstance(space, FlatAugmentedSpace):
             flat = spaces.Box(space.low[: -action_dim - 1], space.high[: -action_dim - 1], dtype=np.float32)
-            prior_std = 1.0 if discrete else float(space.high[-2]) / LATENT_BOUND
+            prior_std = 1.0 if discrete else float(space.high[-2]) / _LATENT_BOUND
             return AugmentedSpace(flat, round(float(space.high[-1])), prior_std)
         if isinstance(space, spaces.Dict) and {LATENT_KEY, STEP_KEY} <= space.keys():
             latent, step = space[LATENT_KEY], space[STEP_KEY]
@@ -209,7 +200,7 @@ class AugmentedSpace(NamedTuple):
                 )
             named = {key: value for key, value in space.items() if key not in (LATENT_KEY, STEP_KEY)}
             inner = named[OBSERVATION_KEY] if named.keys() == {OBSERVATION_KEY} else spaces.Dict(named)
-            prior_std = float(latent.high[0]) / LATENT_BOUND if isinstance(latent, spaces.Box) else 1.0
+            prior_std = float(latent.high[0]) / _LATENT_BOUND if isinstance(latent, spaces.Box) else 1.0
             return AugmentedSpace(inner, int(step.n) - 1, prior_std)
         return None
 
@@ -264,11 +255,8 @@ class EpisodeInfo(dict[str, Any]):
         return self.of(self, self.length)
 
 
-def prior_rng(seed: int | None = None) -> np.random.Generator:
-    """
-    :param seed: seed of the environment
-    :return: random numbers for the prior, not those that the environment draws from the same seed
-    """
+def _prior_rng(seed: int | None = None) -> np.random.Generator:
+    """Random numbers for the prior, other than those that the environment draws from the same seed."""
     return np.random.default_rng() if seed is None else np.random.default_rng((seed, 1))
 
 
@@ -295,14 +283,14 @@ class DiffusionMDPWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
     def __init__(self, env: gym.Env, diffusion_steps: int = 5, prior_std: float = 1.0, flatten: bool = False):
         gym.utils.RecordConstructorArgs.__init__(self, diffusion_steps=diffusion_steps, prior_std=prior_std, flatten=flatten)
         gym.Wrapper.__init__(self, env)
-        self.mdp = AugmentedMDP(env.observation_space, env.action_space, diffusion_steps, prior_std, flatten)
+        self.mdp = _AugmentedMDP(env.observation_space, env.action_space, diffusion_steps, prior_std, flatten)
         self.observation_space, self.action_space = self.mdp.observation_space, self.mdp.action_space
-        self._rng = prior_rng()
+        self._rng = _prior_rng()
         self._step: int | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NumpyObs, dict[str, Any]]:
         if seed is not None:
-            self._rng = prior_rng(seed)
+            self._rng = _prior_rng(seed)
         self._obs, info = self.env.reset(seed=seed, options=options)
         self._length = 0
         return self._start_chain(), info
@@ -320,7 +308,7 @@ class DiffusionMDPWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
         """
         if self._step is None:
             raise gym.error.ResetNeeded("Cannot call env.step() before calling env.reset()")
-        check_latent(action, self.action_space.shape)
+        _check_latent(action, self.action_space.shape)
         latent = self.mdp.latent(action)
         self._step -= 1
         if self._step > 0:
@@ -344,14 +332,14 @@ class VecDiffusionMDPWrapper(VecEnvWrapper):
     """
 
     def __init__(self, venv: VecEnv, diffusion_steps: int = 5, prior_std: float = 1.0, flatten: bool = False):
-        self.mdp = AugmentedMDP(venv.observation_space, venv.action_space, diffusion_steps, prior_std, flatten)
+        self.mdp = _AugmentedMDP(venv.observation_space, venv.action_space, diffusion_steps, prior_std, flatten)
         super().__init__(venv, self.mdp.observation_space, self.mdp.action_space)
-        self._rng = prior_rng()
+        self._rng = _prior_rng()
         self._step = diffusion_steps
 
     def seed(self, seed: int | None = None) -> Any:
         if seed is not None:
-            self._rng = prior_rng(seed)
+            self._rng = _prior_rng(seed)
         return self.venv.seed(seed)
 
     def reset(self) -> NumpyObs:
@@ -364,7 +352,7 @@ class VecDiffusionMDPWrapper(VecEnvWrapper):
         return self.mdp.batch_observation(self._obs, self.mdp.draw(self._rng, self.num_envs), self._step)
 
     def step_async(self, actions: np.ndarray) -> None:
-        check_latent(actions, (self.num_envs, *self.action_space.shape))  # type: ignore[misc]
+        _check_latent(actions, (self.num_envs, *self.action_space.shape))  # type: ignore[misc]
         self._latents = self.mdp.latent(actions)
         if self._step == 1:
             self.venv.step_async(self.mdp.env_action(self._latents))
@@ -390,12 +378,8 @@ class VecDiffusionMDPWrapper(VecEnvWrapper):
         return self._start_chains(), rewards, dones, infos
 
 
-def check_latent(action: np.ndarray, shape: tuple[int, ...] | None) -> None:
-    """
-    :param action: latent actions
-    :param shape: what their shape must be
-    :raises ValueError: if it is another, or an entry is NaN or infinite
-    """
+def _check_latent(action: np.ndarray, shape: tuple[int, ...] | None) -> None:
+    """Raise ``ValueError`` if a latent action has another shape, or an entry is NaN or infinite."""
     if np.shape(action) != shape:
         raise ValueError(f"action of shape {np.shape(action)}: the latent action of a denoising step has {shape}")
     check_finite_array("latent action", action)

@@ -26,15 +26,11 @@ from sb3_diffusion.common.score_network import use_relu_in_place
 Parts = dict[str, Any]
 
 # Names of the buffers of batch renormalisation
-RENORM_STATISTICS = ("ra_mean", "ra_var", "steps")
+_RENORM_STATISTICS = ("ra_mean", "ra_var", "steps")
 
 
-def join_observations(first: PyTorchObs, second: PyTorchObs) -> PyTorchObs:
-    """
-    :param first: observations
-    :param second: more of the same space
-    :return: both in one batch
-    """
+def _join_observations(first: PyTorchObs, second: PyTorchObs) -> PyTorchObs:
+    """Join two batches of observations."""
     if isinstance(first, dict):
         assert isinstance(second, dict)
         return {key: th.cat((value, second[key])) for key, value in first.items()}
@@ -184,11 +180,11 @@ class CriticRule:
         average(list(critic_target.parameters()), list(critic.parameters()), None)
         # Copy running stats, see SB3's GH issue #996
         for (name, buffer), buffer_target in zip(critic.named_buffers(), critic_target.buffers(), strict=True):
-            if "running_" in name or name.rpartition(".")[2] in RENORM_STATISTICS:
+            if "running_" in name or name.rpartition(".")[2] in _RENORM_STATISTICS:
                 buffer_target.copy_(buffer)
 
 
-class BatchRenormCritic(CrossQCritic):
+class _BatchRenormCritic(CrossQCritic):
     """sb3-contrib's ``CrossQCritic``, whose batch renormalisation goes through PyTorch's native kernel."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -207,7 +203,7 @@ class CrossQRule(CriticRule):
     :raises ValueError: for one that is out of range
     """
 
-    network_class = BatchRenormCritic
+    network_class = _BatchRenormCritic
     has_target = False
     betas = (0.5, 0.999)
     kernel = "posterior"
@@ -240,7 +236,7 @@ class CrossQRule(CriticRule):
     def evaluate(
         self, critic: nn.Module, critic_target: nn.Module, replay_data: ReplayBufferSamples, next_actions: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
-        obs = join_observations(replay_data.observations, replay_data.next_observations)
+        obs = _join_observations(replay_data.observations, replay_data.next_observations)
         set_batch_renorm_training(critic, True)
         q_values, next_q_values = self.join(critic(obs, th.cat((replay_data.actions, next_actions)))).chunk(2)
         set_batch_renorm_training(critic, False)

@@ -58,19 +58,19 @@ SelfDiffusionOffPolicyAlgorithm = TypeVar("SelfDiffusionOffPolicyAlgorithm", bou
 Info = dict[str, th.Tensor]
 
 # Updates of the actor between two descriptions of its chains in the log, which take longer than a step of the optimizer
-DESCRIBE_INTERVAL = 10
+_DESCRIBE_INTERVAL = 10
 # Chains of each observation that the forward divergence weighs against each other, if not given
-FORWARD_ACTION_SAMPLES = 8
+_FORWARD_ACTION_SAMPLES = 8
 
 
-class ChainActions(OffPolicyAlgorithm):
+class _ChainActions(OffPolicyAlgorithm):
     """Stands behind ``SAC`` in the order of base classes, and lets it have the action spaces in which a chain can end."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "supported_action_spaces": (spaces.Box, *DISCRETE_SPACES)})
 
 
-class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainActions, abstract=True):
+class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActions, abstract=True):
     """
     SAC's machinery for a diffusion policy: soft critics on the bound of the entropy, the automatic temperature, and the
     gradients of the values along the chain. A subclass says what the actor descends, in its ``_actor_loss``. The arguments are
@@ -158,7 +158,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
         self.denoising_steps_per_update = denoising_steps_per_update
         self.divergence = divergence
         if n_action_samples is None:
-            n_action_samples = FORWARD_ACTION_SAMPLES if divergence == "forward" else 1
+            n_action_samples = _FORWARD_ACTION_SAMPLES if divergence == "forward" else 1
         self.n_action_samples = n_action_samples
         self.diffusion_steps = diffusion_steps
         self.noise_schedule = noise_schedule
@@ -195,11 +195,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
         )
 
     def _check_arguments(self) -> None:
-        """
-        Here and not in the constructor, because ``load`` may change arguments, too.
-
-        :raises ValueError: for an argument that is out of range
-        """
+        """Check the arguments, here and not in the constructor, because ``load`` may change them, too."""
         check_no_sde(self.use_sde)
         check_arguments(self, self.arguments)
         if is_discrete(self.action_space):
@@ -221,10 +217,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
             )
 
     def _check_discrete(self) -> None:
-        """
-        :raises AssertionError: for the reverse divergence, as Stable-Baselines3 does where it does not support a space
-        :raises ValueError: for actions of several axes, or noise to add to them
-        """
+        """Raise ``AssertionError`` for the reverse divergence, as Stable-Baselines3 does where it does not support a space."""
         check_stored_action_space(self.action_space)
         assert self.divergence == "forward", (
             f"action_space={self.action_space}: {type(self).__name__} needs gradients of the value with respect to the "
@@ -234,9 +227,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
             raise ValueError(f"action_noise={self.action_noise!r}: it cannot be added to categories, leave it out")
 
     def _get_needed_policy_kwargs(self) -> dict[str, Any]:
-        """
-        :return: what the algorithm hands the policy, as with ``use_sde``
-        """
+        """Keyword arguments that the algorithm hands the policy, as SB3 does with ``use_sde``."""
         return dict(
             diffusion_steps=self.diffusion_steps,
             noise_schedule=self.noise_schedule,
@@ -316,13 +307,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
             update_learning_rate(self.policy.diffusion_value.optimizer, qf_learning_rate)
 
     def _sample_batch(self, batch_size: int) -> tuple[ReplayBufferSamples, th.Tensor, bool]:
-        """
-        Begin a gradient step.
-
-        :param batch_size: number of transitions B
-        :return: transitions, the temperature alpha, and whether the actor's turn has come, too
-        :raises ValueError: if a share of them is to be demonstrations, and there are none
-        """
+        """Begin a gradient step: transitions, the temperature alpha, and whether the actor is updated, too."""
         self._n_updates += 1
         assert self.replay_buffer is not None
         n_demonstrations = self._n_demonstrations(batch_size)
@@ -337,18 +322,11 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
         return replay_data, ent_coef, update_actor
 
     def _n_demonstrations(self, batch_size: int) -> int:
-        """
-        :param batch_size: number of transitions B
-        :return: how many of them are demonstrations
-        """
+        """Number of demonstrations in a batch."""
         return max(round(self.demonstration_share * batch_size), 1) if self.demonstration_share > 0 else 0
 
     def _sample_demonstrations(self, n_transitions: int) -> ReplayBufferSamples:
-        """
-        :param n_transitions: number of transitions
-        :return: demonstrations
-        :raises ValueError: if there are none
-        """
+        """Draw demonstrations; without any, raise ``ValueError``."""
         if self.demonstration_buffer is None:
             raise ValueError(
                 f"demonstration_share={self.demonstration_share}: there are no demonstrations. They are not saved with the "
@@ -357,12 +335,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
         return sample_transitions(self.demonstration_buffer, n_transitions, env=self._vec_normalize_env)
 
     def _demonstration_loss(self, batch_size: int) -> th.Tensor | float:
-        """
-        What holds the actor to the demonstrations (Nair et al., 2018, arXiv 1709.10089), here by their likelihood.
-
-        :param batch_size: number of transitions B of the update
-        :return: minus ``demonstration_coef`` times the bound on their log-likelihood, see :mod:`.likelihood`
-        """
+        """``demonstration_coef`` times minus the log-likelihood of demonstrations (after Nair et al., arXiv 1709.10089)."""
         if self.demonstration_coef == 0:
             return 0.0
         data = self._sample_demonstrations(self._n_demonstrations(batch_size))
@@ -528,11 +501,8 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, ChainAction
         return value, step_gradient, {"diffusion/value_loss": loss}
 
     def _describe_chain(self, chain: Chain) -> Info:
-        """
-        :param chain: chains of the current policy, after the actor's update
-        :return: what to log of them and of the score network's gradient, every so many updates of the actor
-        """
-        if self._n_updates // self.policy_delay % DESCRIBE_INTERVAL != 1:
+        """Entries for the log on chains and on the score network's gradient, every so many updates of the actor."""
+        if self._n_updates // self.policy_delay % _DESCRIBE_INTERVAL != 1:
             return {}
         info = self.actor.process.describe(chain.log_ratio.detach(), chain.x[0].detach())
         trained = [param for param in self.actor.score_network.parameters() if param.requires_grad]

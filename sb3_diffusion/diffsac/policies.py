@@ -30,7 +30,7 @@ from sb3_diffusion.common.score_network import DenoisingNetwork
 from sb3_diffusion.diffsac.critics import make_critic_rule, repeat_observations
 
 # Far beyond use
-MAX_QUANTILES = 10_000
+_MAX_QUANTILES = 10_000
 
 
 class DiffusionActor(ChainPolicy, BasePolicy):
@@ -300,8 +300,8 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         **CHAIN_ARGUMENTS,
         "encode_once": FLAG,
         "actor_batch_norm": optional(FLAG),
-        "n_quantiles": optional(whole(1, MAX_QUANTILES)),
-        "top_quantiles_to_drop_per_net": optional(whole(0, MAX_QUANTILES)),
+        "n_quantiles": optional(whole(1, _MAX_QUANTILES)),
+        "top_quantiles_to_drop_per_net": optional(whole(0, _MAX_QUANTILES)),
         "renorm_warmup_steps": optional(whole()),
         "batch_norm_momentum": optional(FRACTION),
         "batch_norm_eps": optional(number(0)),
@@ -498,11 +498,7 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         return self._best_of_candidates(observation, deterministic)
 
     def _best_of_candidates(self, obs: PyTorchObs, deterministic: bool) -> th.Tensor:
-        """
-        :param obs: observations
-        :param deterministic: draw the candidates from a fixed seed, the first of them being the chain of means
-        :return: output of :meth:`best_candidate`
-        """
+        """The best of ``n_action_candidates`` actions by the critics; their noise is fixed if deterministic."""
         n, actor = self.n_action_candidates, self.actor
         batch_size = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
         if not deterministic:

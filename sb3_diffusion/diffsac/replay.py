@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 # How buffers sample that draw every transition equally often
-UNIFORM = (ReplayBuffer.sample, DictReplayBuffer.sample)
+_UNIFORM = (ReplayBuffer.sample, DictReplayBuffer.sample)
 
 
 def recent_indices(buffer: ReplayBuffer, batch_size: int, recency: float) -> np.ndarray:
@@ -39,7 +39,7 @@ def sample_transitions(
     :param env: normalises what is drawn
     :return: transitions
     """
-    if recency == 1 or type(buffer).sample not in UNIFORM:
+    if recency == 1 or type(buffer).sample not in _UNIFORM:
         return buffer.sample(batch_size, env=env)
     return buffer._get_samples(recent_indices(buffer, batch_size, recency), env=env)
 

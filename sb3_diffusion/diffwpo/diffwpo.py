@@ -17,7 +17,7 @@ from sb3_diffusion.diffwpo.policies import CnnPolicy, MlpPolicy, MultiInputPolic
 
 # What the multipliers aim at, as a share of the bounds: a learned multiplier holds its KL at the aim in the mean, now above
 # it and now below
-KL_AIM = 0.9
+_KL_AIM = 0.9
 
 # Range of the multipliers, so that one whose bound has long been slack is back in time
 KL_COEF_MIN, KL_COEF_MAX = 1e-4, 1e6
@@ -218,7 +218,7 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         # Of the whole chain, estimated from the steps that were drawn, for each action dimension
         scale = self.diffusion_steps / u.shape[-1]
         kl = th.stack([part.mean() * scale for part in kernel_kl_by_part(u, log_std_ratio, old_u, old_log_std_ratio)])  # (2,)
-        aim = KL_AIM * kl.new_tensor([self.kl_bound_mean, self.kl_bound_std])
+        aim = _KL_AIM * kl.new_tensor([self.kl_bound_mean, self.kl_bound_std])
         penalty, dual_loss = trust_region_loss(kl, aim, self.log_kl_coef)
         kl_coef = th.exp(self.log_kl_coef.detach())
         optimize(self.kl_coef_optimizer, "loss of the trust region's multipliers", dual_loss, kl=kl)

@@ -12,28 +12,28 @@ from typing import IO, Any
 import torch as th
 
 # Bytes of the pickle that describes the tensors of a .pth entry; one tensor takes about 150
-MAX_PICKLE_SIZE = 4 * 2**20
+_MAX_PICKLE_SIZE = 4 * 2**20
 
 # Of a local file header of a zip archive, without its name
-HEADER_SIZE = 30
+_HEADER_SIZE = 30
 
-ENCRYPTED = 0x1
+_ENCRYPTED = 0x1
 
 # What torch.save writes, below one folder; only the first three kinds are needed
-TENSOR_ENTRY = re.compile(
+_TENSOR_ENTRY = re.compile(
     r"(?P<folder>[\w.-]+)/(?P<name>data\.pkl|byteorder|data/\d+|version|\.format_version|\.storage_alignment|\.data/serialization_id)"
 )
 
 # Operations and names of the pickle of a state dict
-NUMBERS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
-OPERATIONS = {
-    *NUMBERS,
+_NUMBERS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
+_OPERATIONS = {
+    *_NUMBERS,
     *("PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BINUNICODE", "GLOBAL", "REDUCE", "BUILD", "BINPERSID"),
     *("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS"),
     *("SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
 }
-STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", *(f"torch {name}Storage" for name in STORAGES)}
+_STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", *(f"torch {name}Storage" for name in _STORAGES)}
 
 show = reprlib.Repr()
 show.maxstring = show.maxother = 100
@@ -53,7 +53,7 @@ def read_entries(file: IO[bytes], what: str, is_expected: Callable[[str], Any]) 
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            check_entries(archive, what, is_expected)
+            _check_entries(archive, what, is_expected)
             return {info.filename: archive.read(info) for info in archive.infolist()}
     except UnsafeModelError:
         raise
@@ -62,13 +62,10 @@ def read_entries(file: IO[bytes], what: str, is_expected: Callable[[str], Any]) 
         raise UnsafeModelError(f"{what} is not a complete zip archive: {type(error).__name__}: {error}") from error
 
 
-def check_entries(archive: zipfile.ZipFile, what: str, is_expected: Callable[[str], Any]) -> None:
+def _check_entries(archive: zipfile.ZipFile, what: str, is_expected: Callable[[str], Any]) -> None:
     """
-    :param archive: zip archive
-    :param what: what it is, for the error
-    :param is_expected: whether an entry of this name may be there
-    :raises UnsafeModelError: if an entry has another name, is there twice, is compressed or encrypted, is no plain file or
-        shares bytes with another
+    Raise ``UnsafeModelError`` if an entry has another name, is there twice, is compressed or encrypted, is no plain file or
+    shares bytes with another.
     """
     end, names = 0, set()
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
@@ -78,7 +75,7 @@ def check_entries(archive: zipfile.ZipFile, what: str, is_expected: Callable[[st
             problem = "is none that a model file has"
         elif name in names:
             problem = "is there twice"
-        elif info.flag_bits & ENCRYPTED:
+        elif info.flag_bits & _ENCRYPTED:
             problem = "is encrypted"
         elif info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             problem = "is compressed, which models never are"
@@ -89,7 +86,7 @@ def check_entries(archive: zipfile.ZipFile, what: str, is_expected: Callable[[st
         if problem:
             raise UnsafeModelError(f"{what}: the entry {show.repr(name)} {problem}")
         names.add(name)
-        end = info.header_offset + HEADER_SIZE + len(name) + info.file_size
+        end = info.header_offset + _HEADER_SIZE + len(name) + info.file_size
     if end > archive.start_dir:
         raise UnsafeModelError(f"{what}: its entries are longer than the file")
 
@@ -103,7 +100,7 @@ def load_tensors(content: bytes, what: str, device: th.device) -> dict[Any, Any]
     :raises UnsafeModelError: if it is anything else. ``weights_only`` builds nothing but tensors and plain values, and none of
         the archive's entries is longer than the archive
     """
-    entries = read_entries(io.BytesIO(content), what, TENSOR_ENTRY.fullmatch)
+    entries = read_entries(io.BytesIO(content), what, _TENSOR_ENTRY.fullmatch)
     try:
         check_pickle(next((entry for name, entry in entries.items() if name.endswith("/data.pkl")), b""))
         tensors = th.load(io.BytesIO(content), map_location=device, weights_only=True)
@@ -123,20 +120,20 @@ def check_pickle(data: bytes) -> None:
     :param data: the pickle of a state dict
     :raises UnsafeModelError: if it has any other operation, name or repetition
     """
-    if len(data) > MAX_PICKLE_SIZE:
-        raise UnsafeModelError(f"the description of its tensors has {len(data)} bytes, more than {MAX_PICKLE_SIZE}")
+    if len(data) > _MAX_PICKLE_SIZE:
+        raise UnsafeModelError(f"the description of its tensors has {len(data)} bytes, more than {_MAX_PICKLE_SIZE}")
     seen: list[str] = []
     small: set[Any] = set()
     for opcode, argument, _ in pickletools.genops(data):
         name = opcode.name
-        if name not in OPERATIONS:
+        if name not in _OPERATIONS:
             raise UnsafeModelError(f"it has the operation {name}, which no state dict needs")
-        if name == "GLOBAL" and argument not in NAMES:
+        if name == "GLOBAL" and argument not in _NAMES:
             raise UnsafeModelError(f"it asks for {show.repr(argument)}, which no state dict needs")
         if name in ("BINPUT", "LONG_BINPUT"):
             last = seen[-1]
             numbers = int(last[-1]) if last in ("TUPLE1", "TUPLE2", "TUPLE3") else 0
-            if last in ("GLOBAL", "BINUNICODE") or (numbers and set(seen[-1 - numbers : -1]) <= NUMBERS):
+            if last in ("GLOBAL", "BINUNICODE") or (numbers and set(seen[-1 - numbers : -1]) <= _NUMBERS):
                 small.add(argument)
         if name in ("BINGET", "LONG_BINGET") and argument not in small:
             raise UnsafeModelError("an object is there more than once")

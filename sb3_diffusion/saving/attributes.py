@@ -26,11 +26,11 @@ from sb3_diffusion.saving.json_codec import (
 )
 
 # Far beyond use, and small enough that a model is built and acts at once
-MAX_N_STEPS = 10_000
-MAX_LAYERS = 64
-MAX_TRANSITIONS = 10**7
-MAX_CATEGORIES = 2**20
-MAX_ENVS = 10**4
+_MAX_N_STEPS = 10_000
+_MAX_LAYERS = 64
+_MAX_TRANSITIONS = 10**7
+_MAX_CATEGORIES = 2**20
+_MAX_ENVS = 10**4
 
 
 def one_of(classes: Mapping[str, type]) -> Kind:
@@ -61,19 +61,13 @@ def several(kind: Kind, most: int) -> Kind:
     )
 
 
-def is_episode(value: Any) -> bool:
-    """
-    :param value: anything that a file may hold
-    :return: whether it is what ``Monitor`` says of an episode, beside which there may be whatever an environment adds
-    """
+def _is_episode(value: Any) -> bool:
+    """Whether a value is ``Monitor``'s dict of an episode; an environment may add to it."""
     return type(value) is dict and is_number(value.get("r")) and is_number(value.get("l"))
 
 
-def is_plain(value: Any) -> bool:
-    """
-    :param value: anything
-    :return: whether it has a plain form
-    """
+def _is_plain(value: Any) -> bool:
+    """Whether a value has a plain form."""
     try:
         encode(value)
     except NotPlain:
@@ -92,50 +86,44 @@ def keep_plain(name: str, value: Any) -> Any:
     if name == "tensorboard_log" and isinstance(value, pathlib.PurePath):
         return str(value)
     if name == "ep_info_buffer" and isinstance(value, deque):
-        episodes = ({key: item for key, item in episode.items() if is_plain({key: item})} for episode in value)
+        episodes = ({key: item for key, item in episode.items() if _is_plain({key: item})} for episode in value)
         return deque(episodes, maxlen=value.maxlen)
     if name == "ep_success_buffer" and isinstance(value, deque):
-        return deque(filter(is_plain, value), maxlen=value.maxlen)
+        return deque(filter(_is_plain, value), maxlen=value.maxlen)
     return value
 
 
-def is_observation(value: Any) -> bool:
-    """
-    :param value: anything
-    :return: whether it may be the observations of some environments
-    """
+def _is_observation(value: Any) -> bool:
+    """Whether a value may be the observations of some environments."""
     arrays = list(value.values()) if isinstance(value, dict) else [value]
     return all(isinstance(array, np.ndarray) and array.ndim > 0 for array in arrays)
 
 
-def is_small_discrete(value: Any) -> bool:
-    """
-    :param value: anything
-    :return: whether it is a space of categories that a chain can have as its ones and zeros
-    """
+def _is_small_discrete(value: Any) -> bool:
+    """Whether a space has few enough categories to build a chain over its ones and zeros."""
     if type(value) is spaces.MultiBinary:
-        return math.prod(value.shape) <= MAX_CATEGORIES // 2
+        return math.prod(value.shape) <= _MAX_CATEGORIES // 2
     if type(value) is spaces.MultiDiscrete:
-        return 0 < value.nvec.size <= MAX_CATEGORIES and value.nvec.size * int(value.nvec.max()) <= MAX_CATEGORIES
-    return type(value) is spaces.Discrete and int(value.n) <= MAX_CATEGORIES
+        return 0 < value.nvec.size <= _MAX_CATEGORIES and value.nvec.size * int(value.nvec.max()) <= _MAX_CATEGORIES
+    return type(value) is spaces.Discrete and int(value.n) <= _MAX_CATEGORIES
 
 
-SCHEDULE = Kind("a number or a schedule", is_schedule)
-WIDTHS = several(whole(1, 2**24), MAX_LAYERS)
-OBSERVATION = optional(Kind("an array, or a dict of arrays", is_observation))
-EPISODES = Kind("a deque of episodes", lambda value: type(value) is deque and all(map(is_episode, value)))
-SUCCESSES = Kind("a deque", lambda value: type(value) is deque)
-BOOLEANS = Kind("an array of booleans", lambda value: isinstance(value, np.ndarray) and value.dtype.kind == "b")
-STRATEGY = either(TEXT, instance(GoalSelectionStrategy))
-HYPERPARAMETER = either(number(0), optional(FLAG), several(number(0), 4))
+_SCHEDULE = Kind("a number or a schedule", is_schedule)
+_WIDTHS = several(whole(1, 2**24), _MAX_LAYERS)
+OBSERVATION = optional(Kind("an array, or a dict of arrays", _is_observation))
+_EPISODES = Kind("a deque of episodes", lambda value: type(value) is deque and all(map(_is_episode, value)))
+_SUCCESSES = Kind("a deque", lambda value: type(value) is deque)
+_BOOLEANS = Kind("an array of booleans", lambda value: isinstance(value, np.ndarray) and value.dtype.kind == "b")
+_STRATEGY = either(TEXT, instance(GoalSelectionStrategy))
+_HYPERPARAMETER = either(number(0), optional(FLAG), several(number(0), 4))
 
 # Keyword arguments of policies: Stable-Baselines3's, and networks and activations of the chain
-POLICY_KWARGS: dict[str, Kind] = dict(
-    net_arch=optional(either(WIDTHS, table(pi=WIDTHS, qf=WIDTHS, vf=WIDTHS, denoiser=WIDTHS))),
+_POLICY_KWARGS: dict[str, Kind] = dict(
+    net_arch=optional(either(_WIDTHS, table(pi=_WIDTHS, qf=_WIDTHS, vf=_WIDTHS, denoiser=_WIDTHS))),
     activation_fn=one_of(ACTIVATIONS),
     denoiser_activation_fn=one_of(ACTIVATIONS),
     denoiser_class=optional(one_of(DENOISERS)),
-    denoiser_kwargs=optional(table(width=whole(1, 2**24), n_layers=whole(0, MAX_LAYERS), activation_fn=one_of(ACTIVATIONS))),
+    denoiser_kwargs=optional(table(width=whole(1, 2**24), n_layers=whole(0, _MAX_LAYERS), activation_fn=one_of(ACTIVATIONS))),
     features_extractor_class=optional(one_of(EXTRACTORS)),
     features_extractor_kwargs=optional(
         table(features_dim=whole(1, 2**24), cnn_output_dim=whole(1, 2**24), normalized_image=FLAG)
@@ -144,10 +132,10 @@ POLICY_KWARGS: dict[str, Kind] = dict(
     optimizer_kwargs=optional(
         Kind(
             "a dict of finite numbers, tuples of them, booleans and None",
-            lambda value: type(value) is dict and all(map(HYPERPARAMETER.holds, value.values())),
+            lambda value: type(value) is dict and all(map(_HYPERPARAMETER.holds, value.values())),
         )
     ),
-    n_critics=whole(1, MAX_LAYERS),
+    n_critics=whole(1, _MAX_LAYERS),
     **dict.fromkeys(("log_std_init", "clip_mean"), number()),
     **dict.fromkeys(("use_sde", "use_expln", "full_std", "squash_output", "ortho_init", "normalize_images"), FLAG),
     share_features_extractor=FLAG,
@@ -159,24 +147,24 @@ def policy_kwargs_kind(policy: Any) -> Kind:
     :param policy: class of policies, which declares its own keyword arguments as ``arguments``
     :return: what ``policy_kwargs`` may be
     """
-    return table(**POLICY_KWARGS, **policy.arguments)
+    return table(**_POLICY_KWARGS, **policy.arguments)
 
 
 # Every attribute of Stable-Baselines3's own that a file may set
 ATTRIBUTES: dict[str, Kind] = dict(
     observation_space=instance(*FLAT_SPACES, spaces.Dict),
     action_space=either(
-        instance(spaces.Box), Kind(f"a discrete space of at most {MAX_CATEGORIES} categories", is_small_discrete)
+        instance(spaces.Box), Kind(f"a discrete space of at most {_MAX_CATEGORIES} categories", _is_small_discrete)
     ),
     seed=optional(whole(0, 2**32 - 1)),
     action_noise=optional(instance(*NOISES)),
-    learning_rate=SCHEDULE,
+    learning_rate=_SCHEDULE,
     tensorboard_log=optional(instance(str)),
-    ep_info_buffer=optional(EPISODES),
-    ep_success_buffer=optional(SUCCESSES),
-    _last_episode_starts=optional(BOOLEANS),
+    ep_info_buffer=optional(_EPISODES),
+    ep_success_buffer=optional(_SUCCESSES),
+    _last_episode_starts=optional(_BOOLEANS),
     _current_progress_remaining=number(),
-    n_envs=whole(1, MAX_ENVS),
+    n_envs=whole(1, _MAX_ENVS),
     start_time=number(0),
     sde_sample_freq=whole(-1),
     **dict.fromkeys(("_last_obs", "_last_original_obs"), OBSERVATION),
@@ -184,14 +172,14 @@ ATTRIBUTES: dict[str, Kind] = dict(
     **dict.fromkeys(("verbose", "learning_starts"), whole()),
     _stats_window_size=whole(1),
     # Off-policy
-    buffer_size=whole(1, MAX_TRANSITIONS),
+    buffer_size=whole(1, _MAX_TRANSITIONS),
     replay_buffer_class=optional(subclass_of(ReplayBuffer)),
     replay_buffer_kwargs=table(
-        n_steps=whole(1, MAX_N_STEPS),
+        n_steps=whole(1, _MAX_N_STEPS),
         gamma=number(0, 1),
         handle_timeout_termination=FLAG,
         n_sampled_goal=whole(1),
-        goal_selection_strategy=STRATEGY,
+        goal_selection_strategy=_STRATEGY,
         copy_info_dict=FLAG,
     ),
     train_freq=either(whole(1), instance(TrainFreq)),
@@ -202,13 +190,13 @@ ATTRIBUTES: dict[str, Kind] = dict(
     # On-policy
     rollout_buffer_class=optional(subclass_of(RolloutBuffer)),
     rollout_buffer_kwargs=table(),
-    clip_range=SCHEDULE,
-    clip_range_vf=optional(SCHEDULE),
+    clip_range=_SCHEDULE,
+    clip_range_vf=optional(_SCHEDULE),
     **dict.fromkeys(("vf_coef", "max_grad_norm"), number(0)),
     target_kl=optional(number(0)),
     n_epochs=whole(1),
     # Both
-    ent_coef=either(TEXT, SCHEDULE),
-    **dict.fromkeys(("batch_size", "n_steps"), whole(1, MAX_TRANSITIONS)),
+    ent_coef=either(TEXT, _SCHEDULE),
+    **dict.fromkeys(("batch_size", "n_steps"), whole(1, _MAX_TRANSITIONS)),
     **dict.fromkeys(("tau", "gamma", "gae_lambda"), number(0, 1)),
 )

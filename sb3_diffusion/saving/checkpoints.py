@@ -165,13 +165,7 @@ class CheckpointCallback(BaseCallback):
                 remove(old)
 
     def _stop(self) -> None:
-        """
-        End the training that a signal has asked to end.
-
-        :raises KeyboardInterrupt: for Ctrl-C
-        :raises SystemExit: for SIGTERM
-        :raises OSError: if no checkpoint could be written
-        """
+        """End the training once a signal has asked for it."""
         signum, self._signal = self._signal, None
         try:
             self._save()
@@ -193,10 +187,7 @@ class CheckpointCallback(BaseCallback):
             signal.raise_signal(signum)
 
     def _is_training(self, frame: FrameType | None) -> bool:
-        """
-        :param frame: what a signal has interrupted
-        :return: whether this is the training; one that an error has ended does not say so to its callbacks
-        """
+        """Whether a training is under way; one that an error has ended does not say so to its callbacks."""
         while frame is not None:
             if frame.f_code.co_name == "learn" and frame.f_locals.get("self") is self.model:
                 return True
@@ -381,7 +372,7 @@ def load_checkpoint(
     """
     path = Path(path)
     description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-    env = normalize_as_before(path, maybe_make_env(env, verbose=0), description["normalized"])
+    env = _normalize_as_before(path, maybe_make_env(env, verbose=0), description["normalized"])
     algorithm: type[BaseAlgorithm] = pkgutil.resolve_name(description["algorithm"])
     model = algorithm.load(path / MODEL, env, device=device, custom_objects=custom_objects, **kwargs)
     if isinstance(model, OffPolicyAlgorithm):
@@ -393,14 +384,8 @@ def load_checkpoint(
     return model
 
 
-def normalize_as_before(path: Path, env: GymEnv, normalized: bool) -> GymEnv:
-    """
-    :param path: path of a checkpoint
-    :param env: environment
-    :param normalized: whether the run has normalised its environment
-    :return: environment, normalised by the statistics of the checkpoint
-    :raises ValueError: if it should be normalised, but is not, or the other way round
-    """
+def _normalize_as_before(path: Path, env: GymEnv, normalized: bool) -> GymEnv:
+    """Put the environment into the checkpoint's ``VecNormalize``, if it has one."""
     outer = unwrap_vec_normalize(env) if isinstance(env, VecEnv) else None
     if (path / VEC_NORMALIZE).exists():
         if outer is not None:
@@ -457,15 +442,12 @@ def get_random_state(model: BaseAlgorithm) -> dict[str, Any]:
         "torch": th.get_rng_state().tolist(),
         "cuda": [state.tolist() for state in th.cuda.get_rng_state_all()] if th.cuda.is_available() else [],
         "action_space": model.action_space.np_random.bit_generator.state,
-        "environments": get_environment_states(model.get_env()),
+        "environments": _get_environment_states(model.get_env()),
     }
 
 
-def get_environment_states(env: VecEnv | None) -> list[dict[str, Any]]:
-    """
-    :param env: environments, in this process or in others
-    :return: states of their ``np_random``; none if they have none or their processes have died
-    """
+def _get_environment_states(env: VecEnv | None) -> list[dict[str, Any]]:
+    """States of the environments' ``np_random``; none if they have none or their processes have died."""
     try:
         generators = env.get_attr("np_random") if env is not None and env.has_attr("np_random") else []
         if all(isinstance(generator, np.random.Generator) for generator in generators):

@@ -29,11 +29,11 @@ from sb3_diffusion.common.arguments import MAX_INTEGER, is_integer, is_number
 from sb3_diffusion.common.graph_denoiser import GraphDenoiser
 from sb3_diffusion.saving.archive import UnsafeModelError, show
 
-MAX_DEPTH = 16
+_MAX_DEPTH = 16
 
 # Bytes of the JSON, and signs of it that may each become an object many times as long
-MAX_JSON_SIZE = 64 * 2**20
-MAX_JSON_ITEMS = 300_000
+_MAX_JSON_SIZE = 64 * 2**20
+_MAX_JSON_ITEMS = 300_000
 
 ACTIVATIONS = {
     f"torch.nn.{name}": getattr(nn, name)
@@ -48,22 +48,22 @@ OPTIMIZERS = {
     for name in ("ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 } | {"stable_baselines3.RMSpropTFLike": RMSpropTFLike}
 EXTRACTORS = {f"stable_baselines3.{cls.__name__}": cls for cls in (CombinedExtractor, FlattenExtractor, NatureCNN)}
-REPLAY_BUFFERS = {
+_REPLAY_BUFFERS = {
     f"stable_baselines3.{cls.__name__}": cls for cls in (DictReplayBuffer, HerReplayBuffer, NStepReplayBuffer, ReplayBuffer)
 }
 DENOISERS = {"sb3_diffusion.GraphDenoiser": GraphDenoiser}
-DTYPES = {f"numpy.{name}": getattr(np, name) for name in ("float32", "float64")}
+_DTYPES = {f"numpy.{name}": getattr(np, name) for name in ("float32", "float64")}
 
 # Everything that may be named, and so can be in a file without running code of the file's choice
 CLASSES: dict[str, type] = {
     **ACTIVATIONS,
     **OPTIMIZERS,
     **EXTRACTORS,
-    **REPLAY_BUFFERS,
+    **_REPLAY_BUFFERS,
     **DENOISERS,
-    **DTYPES,
+    **_DTYPES,
 }
-CLASS_NAMES = {cls: name for name, cls in CLASSES.items()}
+_CLASS_NAMES = {cls: name for name, cls in CLASSES.items()}
 
 
 def register_classes(*classes: type) -> None:
@@ -72,21 +72,15 @@ def register_classes(*classes: type) -> None:
     """
     for cls in classes:
         name = f"sb3_diffusion.{cls.__name__}"
-        CLASSES[name], CLASS_NAMES[cls] = cls, name
+        CLASSES[name], _CLASS_NAMES[cls] = cls, name
 
 
 class NotPlain(TypeError):
     """What has no plain form."""
 
 
-class Form(NamedTuple):
-    """
-    How objects of a type are written down.
-
-    :param type_name: name of the type, with its module
-    :param attributes: where the object keeps the keyword arguments of ``make``
-    :param make: makes the object
-    """
+class _Form(NamedTuple):
+    """How objects of a type are written down."""
 
     type_name: str
     attributes: dict[str, str]
@@ -103,12 +97,8 @@ def expect(condition: bool, problem: str) -> None:
         raise UnsafeModelError(problem)
 
 
-def is_array(value: Any, kinds: str) -> bool:
-    """
-    :param value: anything
-    :param kinds: kinds of dtype, see ``numpy.dtype.kind``
-    :return: whether it is an array of such a kind
-    """
+def _is_array(value: Any, kinds: str) -> bool:
+    """Whether a value is an array of one of these kinds of dtype."""
     return isinstance(value, np.ndarray) and value.dtype.kind in kinds
 
 
@@ -117,22 +107,16 @@ def is_schedule(value: Any) -> bool:
     :param value: anything
     :return: whether it is a number or one of the schedules that can be written down
     """
-    return is_number(value) or type(value) in SCHEDULES or type_name(type(value)) == ZOO_SCHEDULE
+    return is_number(value) or type(value) in SCHEDULES or type_name(type(value)) == _ZOO_SCHEDULE
 
 
 def type_name(cls: type) -> str:
-    """
-    :param cls: class
-    :return: its name with its module
-    """
+    """Name of a type with its module."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def make_with_numbers(cls: type) -> Callable[..., Any]:
-    """
-    :param cls: class whose arguments are numbers
-    :return: the class, but for a check of them
-    """
+def _make_with_numbers(cls: type) -> Callable[..., Any]:
+    """Let the constructor of a class take numbers alone."""
 
     def make(**arguments: Any) -> Any:
         expect(all(map(is_number, arguments.values())), f"{cls.__name__} has an argument that is not a finite number")
@@ -144,74 +128,74 @@ def make_with_numbers(cls: type) -> Callable[..., Any]:
 # How objects are made of what a file says, which may be anything
 
 
-def make_float_schedule(value_schedule: Any) -> FloatSchedule:
+def _make_float_schedule(value_schedule: Any) -> FloatSchedule:
     expect(is_schedule(value_schedule), "FloatSchedule of what is neither a number nor a schedule")
     return FloatSchedule(value_schedule)
 
 
-def make_zoo_schedule(initial_value: Any) -> Any:
+def _make_zoo_schedule(initial_value: Any) -> Any:
     # RL Zoo takes long to import, and only models that it has trained need it
     from rl_zoo3.utils import SimpleLinearSchedule
 
-    return make_with_numbers(SimpleLinearSchedule)(initial_value=initial_value)
+    return _make_with_numbers(SimpleLinearSchedule)(initial_value=initial_value)
 
 
-def make_train_freq(frequency: Any, unit: Any) -> TrainFreq:
+def _make_train_freq(frequency: Any, unit: Any) -> TrainFreq:
     expect(is_integer(frequency, 1) and isinstance(unit, TrainFrequencyUnit), "TrainFreq without a frequency or a unit")
     return TrainFreq(frequency, unit)
 
 
-def make_box(low: Any, high: Any) -> spaces.Box:
-    good = is_array(low, "iuf") and is_array(high, "iuf") and low.shape == high.shape and low.dtype == high.dtype
+def _make_box(low: Any, high: Any) -> spaces.Box:
+    good = _is_array(low, "iuf") and _is_array(high, "iuf") and low.shape == high.shape and low.dtype == high.dtype
     expect(good and low.size > 0, "Box without bounds")
     expect(not (np.isnan(low).any() or np.isnan(high).any()), "Box whose bounds are NaN")
     return spaces.Box(low, high, dtype=low.dtype.type)
 
 
-def make_discrete(n: Any, start: Any) -> spaces.Discrete:
+def _make_discrete(n: Any, start: Any) -> spaces.Discrete:
     expect(is_integer(n, 1, 2**31) and is_integer(start, -(2**31), 2**31), "Discrete without a number of values")
     return spaces.Discrete(int(n), start=int(start))
 
 
-def make_multi_discrete(nvec: Any, start: Any) -> spaces.MultiDiscrete:
-    good = is_array(nvec, "iu") and is_array(start, "iu") and nvec.shape == start.shape and nvec.size > 0
+def _make_multi_discrete(nvec: Any, start: Any) -> spaces.MultiDiscrete:
+    good = _is_array(nvec, "iu") and _is_array(start, "iu") and nvec.shape == start.shape and nvec.size > 0
     expect(good and bool(((nvec > 0) & (nvec <= 2**31)).all()), "MultiDiscrete without numbers of values")
     return spaces.MultiDiscrete(nvec, dtype=nvec.dtype.type, start=start)
 
 
-def make_multi_binary(n: Any) -> spaces.MultiBinary:
+def _make_multi_binary(n: Any) -> spaces.MultiBinary:
     shape = n if isinstance(n, tuple) else (n,)
     good = 0 < len(shape) <= 8 and all(is_integer(size, 1, 2**31) for size in shape)
     expect(good and math.prod(shape) <= 2**31, "MultiBinary without a shape")
     return spaces.MultiBinary(n)
 
 
-def make_dict_space(spaces_: Any) -> spaces.Dict:
+def _make_dict_space(spaces_: Any) -> spaces.Dict:
     good = isinstance(spaces_, dict) and 0 < len(spaces_) <= 1000
     expect(good and all(type(space) in FLAT_SPACES for space in spaces_.values()), "Dict of what are not plain spaces")
     return spaces.Dict(OrderedDict(spaces_))
 
 
-def is_noise_array(value: Any) -> bool:
-    return is_array(value, "f") and value.ndim <= 2 and bool(np.isfinite(value).all())
+def _is_noise_array(value: Any) -> bool:
+    return _is_array(value, "f") and value.ndim <= 2 and bool(np.isfinite(value).all())
 
 
-def make_normal_noise(mean: Any, sigma: Any, dtype: Any) -> NormalActionNoise:
-    good = all(is_noise_array(value) or is_number(value) for value in (mean, sigma)) and bool(np.all(np.asarray(sigma) >= 0))
-    expect(good and dtype in DTYPES.values(), "NormalActionNoise without mean, sigma or dtype")
+def _make_normal_noise(mean: Any, sigma: Any, dtype: Any) -> NormalActionNoise:
+    good = all(_is_noise_array(value) or is_number(value) for value in (mean, sigma)) and bool(np.all(np.asarray(sigma) >= 0))
+    expect(good and dtype in _DTYPES.values(), "NormalActionNoise without mean, sigma or dtype")
     return NormalActionNoise(mean, sigma, dtype)
 
 
-def make_ou_noise(noise_prev: Any, mean: Any, initial_noise: Any, dtype: Any, **numbers: Any) -> OrnsteinUhlenbeckActionNoise:
-    good = is_noise_array(mean) and is_noise_array(noise_prev) and (initial_noise is None or is_noise_array(initial_noise))
-    good = good and all(is_noise_array(value) or is_number(value) for value in numbers.values()) and dtype in DTYPES.values()
+def _make_ou_noise(noise_prev: Any, mean: Any, initial_noise: Any, dtype: Any, **numbers: Any) -> OrnsteinUhlenbeckActionNoise:
+    good = _is_noise_array(mean) and _is_noise_array(noise_prev) and (initial_noise is None or _is_noise_array(initial_noise))
+    good = good and all(_is_noise_array(value) or is_number(value) for value in numbers.values()) and dtype in _DTYPES.values()
     expect(good, "OrnsteinUhlenbeckActionNoise without mean, sigma or dtype")
     noise = OrnsteinUhlenbeckActionNoise(mean, initial_noise=initial_noise, dtype=dtype, **numbers)
     noise.noise_prev = noise_prev
     return noise
 
 
-def make_vectorized_noise(base_noise: Any, noises: Any) -> VectorizedActionNoise:
+def _make_vectorized_noise(base_noise: Any, noises: Any) -> VectorizedActionNoise:
     good = isinstance(base_noise, ActionNoise) and isinstance(noises, list) and len(noises) > 0
     expect(good and all(type(noise) is type(base_noise) for noise in noises), "VectorizedActionNoise without noises")
     # The constructor resets what it is given
@@ -220,13 +204,13 @@ def make_vectorized_noise(base_noise: Any, noises: Any) -> VectorizedActionNoise
     return noise
 
 
-ZOO_SCHEDULE = "rl_zoo3.utils.SimpleLinearSchedule"
+_ZOO_SCHEDULE = "rl_zoo3.utils.SimpleLinearSchedule"
 SCHEDULES: list[type] = [FloatSchedule, ConstantSchedule, LinearSchedule]
 FLAT_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 NOISES = (NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise)
 
 
-def form(cls: type, make: Callable[..., Any], *names: str, **attributes: str) -> Form:
+def form(cls: type, make: Callable[..., Any], *names: str, **attributes: str) -> _Form:
     """
     :param cls: type of the objects
     :param make: makes one
@@ -234,32 +218,32 @@ def form(cls: type, make: Callable[..., Any], *names: str, **attributes: str) ->
     :param attributes: attributes of the others
     :return: how they are written down
     """
-    return Form(type_name(cls), {**{name: name for name in names}, **attributes}, make)
+    return _Form(type_name(cls), {**{name: name for name in names}, **attributes}, make)
 
 
-FORMS: dict[str, Form] = {
-    "FloatSchedule": form(FloatSchedule, make_float_schedule, "value_schedule"),
-    "ConstantSchedule": form(ConstantSchedule, make_with_numbers(ConstantSchedule), "val"),
-    "LinearSchedule": form(LinearSchedule, make_with_numbers(LinearSchedule), "start", "end", "end_fraction"),
-    "SimpleLinearSchedule": Form(ZOO_SCHEDULE, {"initial_value": "initial_value"}, make_zoo_schedule),
-    "TrainFreq": form(TrainFreq, make_train_freq, "frequency", "unit"),
+FORMS: dict[str, _Form] = {
+    "FloatSchedule": form(FloatSchedule, _make_float_schedule, "value_schedule"),
+    "ConstantSchedule": form(ConstantSchedule, _make_with_numbers(ConstantSchedule), "val"),
+    "LinearSchedule": form(LinearSchedule, _make_with_numbers(LinearSchedule), "start", "end", "end_fraction"),
+    "SimpleLinearSchedule": _Form(_ZOO_SCHEDULE, {"initial_value": "initial_value"}, _make_zoo_schedule),
+    "TrainFreq": form(TrainFreq, _make_train_freq, "frequency", "unit"),
     "TrainFrequencyUnit": form(TrainFrequencyUnit, TrainFrequencyUnit, "value"),
     "GoalSelectionStrategy": form(GoalSelectionStrategy, GoalSelectionStrategy, "value"),
-    "Box": form(spaces.Box, make_box, "low", "high"),
-    "Discrete": form(spaces.Discrete, make_discrete, "n", "start"),
-    "MultiDiscrete": form(spaces.MultiDiscrete, make_multi_discrete, "nvec", "start"),
-    "MultiBinary": form(spaces.MultiBinary, make_multi_binary, "n"),
-    "Dict": form(spaces.Dict, make_dict_space, spaces_="spaces"),
-    "NormalActionNoise": form(NormalActionNoise, make_normal_noise, mean="_mu", sigma="_sigma", dtype="_dtype"),
+    "Box": form(spaces.Box, _make_box, "low", "high"),
+    "Discrete": form(spaces.Discrete, _make_discrete, "n", "start"),
+    "MultiDiscrete": form(spaces.MultiDiscrete, _make_multi_discrete, "nvec", "start"),
+    "MultiBinary": form(spaces.MultiBinary, _make_multi_binary, "n"),
+    "Dict": form(spaces.Dict, _make_dict_space, spaces_="spaces"),
+    "NormalActionNoise": form(NormalActionNoise, _make_normal_noise, mean="_mu", sigma="_sigma", dtype="_dtype"),
     "OrnsteinUhlenbeckActionNoise": form(
         OrnsteinUhlenbeckActionNoise,
-        make_ou_noise,
+        _make_ou_noise,
         *("noise_prev", "initial_noise"),
         **dict(mean="_mu", sigma="_sigma", theta="_theta", dt="_dt", dtype="_dtype"),
     ),
-    "VectorizedActionNoise": form(VectorizedActionNoise, make_vectorized_noise, "base_noise", "noises"),
+    "VectorizedActionNoise": form(VectorizedActionNoise, _make_vectorized_noise, "base_noise", "noises"),
 }
-FORM_NAMES = {of_type.type_name: name for name, of_type in FORMS.items()}
+_FORM_NAMES = {of_type.type_name: name for name, of_type in FORMS.items()}
 
 
 def register_schedule(cls: type, make: Callable[..., Any], *names: str) -> None:
@@ -270,7 +254,7 @@ def register_schedule(cls: type, make: Callable[..., Any], *names: str) -> None:
     """
     SCHEDULES.append(cls)
     FORMS[cls.__name__] = form(cls, make, *names)
-    FORM_NAMES[type_name(cls)] = cls.__name__
+    _FORM_NAMES[type_name(cls)] = cls.__name__
 
 
 def encode(value: Any, depth: int = 0) -> Any:
@@ -280,7 +264,7 @@ def encode(value: Any, depth: int = 0) -> Any:
     :return: its plain form: itself, a list, or ``{<tag>: <content>}``
     :raises NotPlain: if it has none
     """
-    if depth > MAX_DEPTH:
+    if depth > _MAX_DEPTH:
         raise NotPlain("something nested too deeply")
     name = type_name(type(value))
     if isinstance(value, np.str_):
@@ -295,38 +279,28 @@ def encode(value: Any, depth: int = 0) -> Any:
             return {"deque": [value.maxlen, items]}
         return items if isinstance(value, list) else {"tuple": items}
     if type(value) in (dict, OrderedDict):
-        return {type(value).__name__: {encode_key(key): encode_item(key, item, depth) for key, item in value.items()}}
+        return {type(value).__name__: {_encode_key(key): _encode_item(key, item, depth) for key, item in value.items()}}
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
         shape = list(value.shape) if isinstance(value, np.ndarray) else None
         return {"array": [value.dtype.str, shape, base64.b64encode(value.tobytes()).decode()]}
-    if isinstance(value, type) and value in CLASS_NAMES:
-        return {"class": CLASS_NAMES[value]}
-    if name in FORM_NAMES:
-        attributes = FORMS[FORM_NAMES[name]].attributes
+    if isinstance(value, type) and value in _CLASS_NAMES:
+        return {"class": _CLASS_NAMES[value]}
+    if name in _FORM_NAMES:
+        attributes = FORMS[_FORM_NAMES[name]].attributes
         content = {key: encode(getattr(value, attribute), depth + 1) for key, attribute in attributes.items()}
-        return {"object": [FORM_NAMES[name], content]}
+        return {"object": [_FORM_NAMES[name], content]}
     raise NotPlain(f"the class {type_name(value)}" if isinstance(value, type) else f"an object of type {name}")
 
 
-def encode_key(key: Any) -> str:
-    """
-    :param key: key of a dict
-    :return: the key
-    :raises NotPlain: if it is not text
-    """
+def _encode_key(key: Any) -> str:
+    """Refuse a key of a dict that is no text."""
     if type(key) is not str:
         raise NotPlain(f"a dict with a key of type {type_name(type(key))}")
     return key
 
 
-def encode_item(key: str, item: Any, depth: int) -> Any:
-    """
-    :param key: key of a dict
-    :param item: its value
-    :param depth: in how many others the dict is
-    :return: the value's plain form
-    :raises NotPlain: if it has none, naming the key
-    """
+def _encode_item(key: str, item: Any, depth: int) -> Any:
+    """Encode the item of a dict; an error names its key."""
     try:
         return encode(item, depth + 1)
     except NotPlain as error:
@@ -340,7 +314,7 @@ def decode(value: Any, depth: int = 0) -> Any:
     :return: the setting
     :raises UnsafeModelError: if it is not a plain form
     """
-    expect(depth <= MAX_DEPTH, "it is nested too deeply")
+    expect(depth <= _MAX_DEPTH, "it is nested too deeply")
     if isinstance(value, list):
         return [decode(item, depth + 1) for item in value]
     if not isinstance(value, dict):
@@ -365,7 +339,7 @@ def decode(value: Any, depth: int = 0) -> Any:
         return CLASSES[content]
     expect(isinstance(content, list), "it has an object that is none")
     if tag == "array":
-        return decode_array(*content)
+        return _decode_array(*content)
     if tag == "deque":
         maxlen, items = content
         expect((maxlen is None or is_integer(maxlen)) and isinstance(items, list), "it has a deque that is none")
@@ -378,14 +352,8 @@ def decode(value: Any, depth: int = 0) -> Any:
     return of_type.make(**{key: decode(argument, depth + 1) for key, argument in arguments.items()})
 
 
-def decode_array(dtype: Any, shape: Any, text: Any) -> Any:
-    """
-    :param dtype: numpy's name of the type of the entries
-    :param shape: shape; None for a number by itself
-    :param text: entries, base64
-    :return: the array, or the number
-    :raises UnsafeModelError: if they do not fit each other
-    """
+def _decode_array(dtype: Any, shape: Any, text: Any) -> Any:
+    """Decode an array, or a number of NumPy's."""
     expect(
         isinstance(dtype, str) and len(dtype) == 3 and dtype[0] in "<>|" and dtype[1] in "biuf", "it has an array of no type"
     )
@@ -405,15 +373,15 @@ def parse(data: bytes) -> Any:
     :return: what it says: dicts, lists, finite numbers, integers of 64 bits, text, True, False and None
     :raises UnsafeModelError: for anything else, a key that is there twice, or too much of it
     """
-    expect(len(data) <= MAX_JSON_SIZE, f"it has {len(data)} bytes, more than {MAX_JSON_SIZE}")
-    expect(sum(map(data.count, (b",", b"[", b"{"))) <= MAX_JSON_ITEMS, f"it has more than {MAX_JSON_ITEMS} items")
+    expect(len(data) <= _MAX_JSON_SIZE, f"it has {len(data)} bytes, more than {_MAX_JSON_SIZE}")
+    expect(sum(map(data.count, (b",", b"[", b"{"))) <= _MAX_JSON_ITEMS, f"it has more than {_MAX_JSON_ITEMS} items")
     try:
         return json.loads(
             data.decode(),
-            object_pairs_hook=parse_object,
-            parse_constant=parse_constant,
-            parse_int=parse_int,
-            parse_float=parse_float,
+            object_pairs_hook=_parse_object,
+            parse_constant=_parse_constant,
+            parse_int=_parse_int,
+            parse_float=_parse_float,
         )
     except UnsafeModelError:
         raise
@@ -421,21 +389,21 @@ def parse(data: bytes) -> Any:
         raise UnsafeModelError(f"it is not JSON: {type(error).__name__}: {error}") from error
 
 
-def parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     expect(len({key for key, _ in pairs}) == len(pairs), "it has a key twice")
     return dict(pairs)
 
 
-def parse_constant(text: str) -> Any:
+def _parse_constant(text: str) -> Any:
     raise UnsafeModelError(f"it has the number {text}")
 
 
-def parse_int(text: str) -> int:
+def _parse_int(text: str) -> int:
     expect(len(text) <= 20 and abs(int(text)) < MAX_INTEGER, "it has an integer of more than 64 bits")
     return int(text)
 
 
-def parse_float(text: str) -> float:
+def _parse_float(text: str) -> float:
     number = float(text)
     expect(math.isfinite(number), "it has a number that is too large")
     return number

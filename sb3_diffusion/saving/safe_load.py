@@ -36,12 +36,12 @@ PACKAGE = f"{__name__.partition('.')[0]}."
 ALGORITHMS: dict[str, type["SafeLoadMixin"]] = {}
 
 SETTINGS = "sb3_diffusion.json"
-SYSTEM_INFO = "system_info.txt"
-VARIABLES = "pytorch_variables"
-FORMAT = 1
+_SYSTEM_INFO = "system_info.txt"
+_VARIABLES = "pytorch_variables"
+_FORMAT = 1
 
 # Parts of the model whose state dicts have an entry
-STATE_DICTS = (
+_STATE_DICTS = (
     "policy",
     "policy.optimizer",
     "policy.diffusion_value.optimizer",
@@ -51,10 +51,16 @@ STATE_DICTS = (
     "kl_coef_optimizer",
 )
 # "data" is Stable-Baselines3's own, with pickles, and not read
-ENTRIES = {"data", "_stable_baselines3_version", SYSTEM_INFO, SETTINGS, *(f"{name}.pth" for name in (*STATE_DICTS, VARIABLES))}
+_ENTRIES = {
+    "data",
+    "_stable_baselines3_version",
+    _SYSTEM_INFO,
+    SETTINGS,
+    *(f"{name}.pth" for name in (*_STATE_DICTS, _VARIABLES)),
+}
 
 # What follows from the other settings
-DERIVED = {
+_DERIVED = {
     *("lr_schedule", "qf_lr_schedule", "log_ent_coef", "ent_coef_optimizer"),
     *("batch_norm_stats", "batch_norm_stats_target"),
 }
@@ -166,21 +172,17 @@ class SafeLoadMixin(BaseAlgorithm):
         :raises ValueError: for the model of another class
         """
         if safe:
-            settings = read_model(path)
-            return load_model(cls, settings, env, device, custom_objects, print_system_info, force_reset, kwargs)
-        check_class(cls, path)
+            settings = _read_model(path)
+            return _load_model(cls, settings, env, device, custom_objects, print_system_info, force_reset, kwargs)
+        _check_class(cls, path)
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
 
-def check_class(algorithm: type[SafeLoadMixin], path: str | pathlib.Path | io.BufferedIOBase) -> None:
+def _check_class(algorithm: type[SafeLoadMixin], path: str | pathlib.Path | io.BufferedIOBase) -> None:
     """
     Before anything is unpickled. Without it a model of another class would fail in obscure ways, or not at all.
 
     A user's subclass may be loaded by its parent.
-
-    :param algorithm: class that is to be loaded
-    :param path: path to the file (or a file-like)
-    :raises ValueError: if the file is of no class of this package, or of another one
     """
     file = open_path(path, "r", verbose=0, suffix="zip")
     try:
@@ -209,7 +211,7 @@ def write_settings(algorithm: type[SafeLoadMixin], data: Mapping[str, Any]) -> s
     not_stored: dict[str, str] = {}
     kinds = algorithm.attribute_kinds()
     for name, value in data.items():
-        if name in DERIVED:
+        if name in _DERIVED:
             continue
         try:
             if name not in kinds:
@@ -217,20 +219,12 @@ def write_settings(algorithm: type[SafeLoadMixin], data: Mapping[str, Any]) -> s
             attributes[name] = encode(keep_plain(name, value))
         except NotPlain as error:
             not_stored[name] = str(error)
-    settings = {"format": FORMAT, "algorithm": algorithm.__name__, "attributes": attributes, "not_stored": not_stored}
+    settings = {"format": _FORMAT, "algorithm": algorithm.__name__, "attributes": attributes, "not_stored": not_stored}
     return json.dumps(settings, allow_nan=False)
 
 
-class ModelFile(NamedTuple):
-    """
-    A model file, whose pickles are not in it.
-
-    :param what: what it is, for errors
-    :param entries: entries of the archive
-    :param algorithm: name of the model's class
-    :param attributes: settings in plain form
-    :param not_stored: types of the settings that have none
-    """
+class _ModelFile(NamedTuple):
+    """A model file, whose pickles are not in it."""
 
     what: str
     entries: dict[str, bytes]
@@ -239,16 +233,12 @@ class ModelFile(NamedTuple):
     not_stored: dict[str, str]
 
 
-def read_model(path: str | pathlib.Path | io.BufferedIOBase) -> ModelFile:
-    """
-    :param path: path to the file (or a file-like)
-    :return: the file, of whose entries the settings have been read
-    :raises UnsafeModelError: if it is not the file of a model or has no plain settings
-    """
+def _read_model(path: str | pathlib.Path | io.BufferedIOBase) -> _ModelFile:
+    """Read the entries of a file, and decode the settings among them."""
     what = f"the model file {show.repr(str(path))}" if isinstance(path, (str, pathlib.Path)) else "the model file"
     file = open_path(path, "r", verbose=0, suffix="zip")
     try:
-        entries = read_entries(file, what, ENTRIES.__contains__)
+        entries = read_entries(file, what, _ENTRIES.__contains__)
     finally:
         if isinstance(path, (str, pathlib.Path)):
             file.close()
@@ -261,8 +251,8 @@ def read_model(path: str | pathlib.Path | io.BufferedIOBase) -> ModelFile:
         settings = parse(entries[SETTINGS])
         keys = {"format", "algorithm", "attributes", "not_stored"}
         expect(isinstance(settings, dict) and "format" in settings, "it has no format")
-        known = type(settings["format"]) is int and settings["format"] == FORMAT
-        expect(known, f"its format is {show.repr(settings['format'])}, this version reads {FORMAT}")
+        known = type(settings["format"]) is int and settings["format"] == _FORMAT
+        expect(known, f"its format is {show.repr(settings['format'])}, this version reads {_FORMAT}")
         expect(set(settings) == keys, f"it does not have the keys {', '.join(sorted(keys))}")
         expect(isinstance(settings["algorithm"], str), "its algorithm is not a name")
         expect(isinstance(settings["attributes"], dict), "its attributes are not a dict")
@@ -271,20 +261,13 @@ def read_model(path: str | pathlib.Path | io.BufferedIOBase) -> ModelFile:
         expect(all(isinstance(text, str) for text in not_stored.values()), "what it did not store is not text")
     except UnsafeModelError as error:
         raise UnsafeModelError(f"{what}: {SETTINGS}: {error}") from error
-    return ModelFile(what, entries, settings["algorithm"], settings["attributes"], not_stored)
+    return _ModelFile(what, entries, settings["algorithm"], settings["attributes"], not_stored)
 
 
-def read_attributes(
-    algorithm: type[SafeLoadMixin], file: ModelFile, given: Iterable[str], has_env: bool = False
+def _read_attributes(
+    algorithm: type[SafeLoadMixin], file: _ModelFile, given: Iterable[str], has_env: bool = False
 ) -> dict[str, Any]:
-    """
-    :param algorithm: class of the model
-    :param file: the file
-    :param given: names of attributes that the caller gives
-    :param has_env: whether the caller gives an environment
-    :return: the other attributes
-    :raises UnsafeModelError: if one is unknown, not stored or not what it can be
-    """
+    """Decode those attributes that the caller does not give, and check their kinds."""
     given = set(given)
     for name, text in file.not_stored.items():
         if name not in given and name != "device" and not (name == "env" and has_env):
@@ -309,9 +292,9 @@ def read_attributes(
     return data
 
 
-def load_model(
+def _load_model(
     algorithm: type[SelfSafeLoadMixin],
-    file: ModelFile,
+    file: _ModelFile,
     env: GymEnv | None,
     device: th.device | str,
     custom_objects: dict[str, Any] | None,
@@ -319,24 +302,16 @@ def load_model(
     force_reset: bool,
     kwargs: dict[str, Any],
 ) -> SelfSafeLoadMixin:
-    """
-    What SB3's ``load`` does, with a check before each step. The arguments are those of :meth:`SafeLoadMixin.load`.
-
-    :param algorithm: class of the model
-    :param file: the file
-    :return: the model
-    :raises UnsafeModelError: if the file is not that of such a model, whole and in order
-    :raises ValueError: if the environment or ``policy_kwargs`` given are not the model's
-    """
+    """What SB3's ``load`` does, with a check before each step. The arguments are those of :meth:`SafeLoadMixin.load`."""
     if print_system_info:
-        print_info(file)
+        _print_info(file)
     if file.algorithm not in algorithm.loadable_names():
         raise UnsafeModelError(f"{file.what} is of a {show.repr(file.algorithm)}, not of a {algorithm.__name__}")
     given = {name: item for name, item in (custom_objects or {}).items() if name in {**file.attributes, **file.not_stored}}
     given.update(kwargs)
     # What is given must be what is stored; only what is not stored is taken from the caller
     stored = "policy_kwargs" in file.attributes
-    data = read_attributes(algorithm, file, given.keys() - {"policy_kwargs"} if stored else given, has_env=env is not None)
+    data = _read_attributes(algorithm, file, given.keys() - {"policy_kwargs"} if stored else given, has_env=env is not None)
     if stored and "policy_kwargs" in kwargs and kwargs["policy_kwargs"] != data["policy_kwargs"]:
         raise ValueError(
             "The specified policy kwargs do not equal the stored policy kwargs. "
@@ -363,7 +338,7 @@ def load_model(
         data["n_envs"] = env.num_envs
     model = algorithm(policy=data["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[call-arg]
     model.__dict__.update(data)
-    restore(model, file)
+    _restore(model, file)
     return model
 
 
@@ -389,13 +364,13 @@ def load_safe(
     :return: the model
     :raises UnsafeModelError: for a file that is broken, crafted, or has what only unpickling could read
     """
-    file = read_model(path)
+    file = _read_model(path)
     if file.algorithm not in ALGORITHMS:
         raise UnsafeModelError(f"{file.what} is of a {show.repr(file.algorithm)}: this reads {', '.join(sorted(ALGORITHMS))}")
-    return load_model(ALGORITHMS[file.algorithm], file, env, device, custom_objects, print_system_info, force_reset, kwargs)
+    return _load_model(ALGORITHMS[file.algorithm], file, env, device, custom_objects, print_system_info, force_reset, kwargs)
 
 
-def print_info(file: ModelFile) -> None:
+def _print_info(file: _ModelFile) -> None:
     """
     :param file: the file
     """
@@ -403,20 +378,14 @@ def print_info(file: ModelFile) -> None:
     get_system_info()
     print("== SAVED MODEL SYSTEM INFO ==")
     # A terminal obeys what is not printable
-    text = file.entries.get(SYSTEM_INFO, b"")[:10_000].decode(errors="replace")
+    text = file.entries.get(_SYSTEM_INFO, b"")[:10_000].decode(errors="replace")
     print("".join(sign for sign in text if sign.isprintable() or sign == "\n"))
 
 
-def restore(model: BaseAlgorithm, file: ModelFile) -> None:
-    """
-    Build the networks and optimizers, and fill them from the file.
-
-    :param model: model whose attributes are set
-    :param file: the file
-    :raises UnsafeModelError: if its settings cannot be built, or its tensors do not fit what they say
-    """
+def _restore(model: BaseAlgorithm, file: _ModelFile) -> None:
+    """Build the networks and optimizers, and fill them from the file."""
     tensors = {}
-    for name in (*STATE_DICTS, VARIABLES):
+    for name in (*_STATE_DICTS, _VARIABLES):
         if f"{name}.pth" in file.entries:
             tensors[name] = load_tensors(file.entries[f"{name}.pth"], f"{file.what}: {name}.pth", get_device(model.device))
     policy_size = len(file.entries.get("policy.pth", b""))
@@ -429,13 +398,13 @@ def restore(model: BaseAlgorithm, file: ModelFile) -> None:
         problem = str(error) if isinstance(error, UnsafeModelError) else f"{type(error).__name__}: {error}"
         raise UnsafeModelError(f"{file.what}: no model can be built from its settings: {problem[:500]}") from error
     state_dicts, variables = model._get_torch_save_params()
-    expected = {*state_dicts, VARIABLES}
+    expected = {*state_dicts, _VARIABLES}
     if tensors.keys() != expected:
         found, wanted = ", ".join(sorted(tensors)), ", ".join(sorted(expected))
         raise UnsafeModelError(f"{file.what} has tensors of {found}; this model needs those of {wanted}")
     try:
-        values = tensors.pop(VARIABLES)
-        check_tensors(VARIABLES, values, {name: recursive_getattr(model, name) for name in variables})
+        values = tensors.pop(_VARIABLES)
+        check_tensors(_VARIABLES, values, {name: recursive_getattr(model, name) for name in variables})
         for name, state in tensors.items():
             target = recursive_getattr(model, name)
             if isinstance(target, th.optim.Optimizer):

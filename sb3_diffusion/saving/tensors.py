@@ -43,16 +43,11 @@ def check_tensors(what: str, values: Any, expected: Mapping[str, th.Tensor]) -> 
     if different := sorted(map(str, values.keys() ^ expected.keys())):
         raise UnsafeModelError(f"{what} and the model differ in {show.repr(different)}")
     for name, tensor in expected.items():
-        check_tensor(f"{what}: {name}", values[name], tensor)
+        _check_tensor(f"{what}: {name}", values[name], tensor)
 
 
-def check_tensor(what: str, value: Any, expected: th.Tensor) -> None:
-    """
-    :param what: what it is, for the error
-    :param value: tensor, from the file
-    :param expected: that of the model
-    :raises UnsafeModelError: if shape or type differ, or an entry is NaN or infinite
-    """
+def _check_tensor(what: str, value: Any, expected: th.Tensor) -> None:
+    """Raise ``UnsafeModelError`` if shape or type differ, or an entry is NaN or infinite."""
     dense = type(value) is th.Tensor and value.layout is th.strided and not value.is_meta and not value.is_quantized
     expect(dense and value.untyped_storage().nbytes() >= value.nbytes, f"{what} is not a plain tensor")
     found, wanted = ((tuple(tensor.shape), tensor.dtype) for tensor in (value, expected))
@@ -79,7 +74,7 @@ def check_optimizer(what: str, state: Any, optimizer: th.optim.Optimizer) -> Non
             value = group.setdefault(name, own_value)
             expect(fits(value, own_value, name), f"{what}: {name} is {show.repr(value)}, the model's {own_value!r}")
     params = [param for group in optimizer.param_groups for param in group["params"]]
-    kept = kept_state(optimizer)
+    kept = _kept_state(optimizer)
     for index, entries in states.items():
         expect(is_integer(index, 0, len(params) - 1), f"{what} has a state of a parameter that is not there")
         expect(isinstance(entries, dict) and entries.keys() == kept.keys(), f"{what} does not keep {', '.join(kept)}")
@@ -87,7 +82,7 @@ def check_optimizer(what: str, state: Any, optimizer: th.optim.Optimizer) -> Non
             expected = kept[name]
             if isinstance(expected, th.Tensor):
                 # One number, or one for each entry of the parameter
-                check_tensor(
+                _check_tensor(
                     f"{what}: {name}", value, expected if expected.ndim == 0 else expected.expand(params[index].shape)
                 )
             else:
@@ -109,11 +104,8 @@ def fits(value: Any, own: Any, name: str) -> bool:
     return is_number(value) and value >= 0
 
 
-def kept_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
-    """
-    :param optimizer: optimizer
-    :return: what it keeps of a parameter, here of one of shape (1,)
-    """
+def _kept_state(optimizer: th.optim.Optimizer) -> dict[str, Any]:
+    """State that an optimizer keeps of one parameter, here of shape (1,)."""
     group = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
     param = th.nn.Parameter(th.zeros(1))
     probe = type(optimizer)([param], lr=0.0)  # type: ignore[call-arg]

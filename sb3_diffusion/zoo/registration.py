@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 
 ALGORITHMS = ("diffcrossq", "diffppo", "diffsac", "difftqc", "diffwpo")
-NAMESPACE = "sb3_diffusion:"
+_NAMESPACE = "sb3_diffusion:"
 # Arguments that may be schedules, beyond those that the Zoo knows
 SCHEDULES = ("qf_learning_rate", "clip_range_first_step")
 
@@ -51,7 +51,7 @@ def patch_module(module: ModuleType) -> None:
 
         for name, algorithm in CLASSES.items():
             module.ALGOS.setdefault(name.lower(), algorithm)
-        add_environment_aliases()
+        _add_environment_aliases()
     elif module.__name__ == "rl_zoo3.hyperparams_opt":
         import sb3_diffusion.zoo.hyperparams_opt as hyperparams_opt
 
@@ -59,14 +59,14 @@ def patch_module(module: ModuleType) -> None:
             module.HYPERPARAMS_SAMPLER.setdefault(name, getattr(hyperparams_opt, f"sample_{name}_params"))
             module.HYPERPARAMS_CONVERTER.setdefault(name, getattr(hyperparams_opt, f"convert_{name}_params"))
     elif module.__name__ == "rl_zoo3.exp_manager":
-        patch_experiment_manager(module.ExperimentManager)
+        _patch_experiment_manager(module.ExperimentManager)
 
 
-def add_environment_aliases() -> None:
+def _add_environment_aliases() -> None:
     """Let the Zoo, which looks for ids in Gymnasium's registry, find ``sb3_diffusion:MultiGoal-v0`` there, too."""
     for env_id, spec in list(gym.registry.items()):
         if str(spec.entry_point).startswith("sb3_diffusion."):
-            gym.registry.setdefault(NAMESPACE + env_id, spec)
+            gym.registry.setdefault(_NAMESPACE + env_id, spec)
 
 
 def has_entry(config: str | None, env_id: str) -> bool:
@@ -79,12 +79,10 @@ def has_entry(config: str | None, env_id: str) -> bool:
     return path.is_file() and any(env_id in line and not line.startswith("#") for line in path.read_text().splitlines())
 
 
-def patch_experiment_manager(manager: type) -> None:
+def _patch_experiment_manager(manager: type) -> None:
     """
-    Let the Zoo look for hyperparameters of this package's algorithms here, unless the user names a file, and let it parse
-    all of their schedules.
-
-    :param manager: the Zoo's ``ExperimentManager``
+    Let the Zoo look for hyperparameters of this package's algorithms here, unless the user names a file, and let it parse all
+    of their schedules.
     """
     original = manager.__init__  # type: ignore[misc]
     if hasattr(original, "__wrapped__"):
@@ -99,7 +97,7 @@ def patch_experiment_manager(manager: type) -> None:
             arguments["config"] = str(hyperparams_path(arguments["algo"]))
         # Files of hyperparameters have the bare id, unless the user's has the full one
         if not has_entry(arguments.get("config"), arguments["env_id"]):
-            arguments["env_id"] = arguments["env_id"].removeprefix(NAMESPACE)
+            arguments["env_id"] = arguments["env_id"].removeprefix(_NAMESPACE)
         arguments.pop(next(iter(signature.parameters)))
         original(self, **arguments)
 
