@@ -188,7 +188,7 @@ class DeployedPolicy(nn.Module):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What PyTorch says of its own exporters is not for those who export a policy."""
+    """Silence PyTorch's warnings about its own exporters."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -59,7 +59,7 @@ def make_grid(dim: int, n_points: int | None = None, limit: float = 6.0) -> th.T
 def cell_volume(grid: th.Tensor) -> float:
     """
     :param grid: output of :func:`make_grid`
-    :return: what each point stands for in an integral
+    :return: weight of each point in an integral
     """
     return (grid[1] - grid[0]).norm().item() ** grid.shape[1]
 
@@ -108,7 +108,7 @@ def _path_space_loss(
     :param control_fn: control function, with gradients
     :param schedule: noise schedule
     :param noise: standard normal noises of B chains, (K+1, B, d)
-    :param temperature: what the entropy is worth
+    :param temperature: weight of the entropy
     :param divergence: ``"reverse"`` or ``"forward"``, as DiffSAC has them
     :param log_prob: log-density of the target, (B, d) -> (B,)
     :return: loss, a scalar, whose gradient is that of the divergence between the chain and the one that ends in the target,
@@ -146,7 +146,7 @@ def fit_control(
 
     :param schedule: noise schedule
     :param dim: dimension d
-    :param divergence: what to descend, see :func:`_path_space_loss`
+    :param divergence: divergence to descend, see :func:`_path_space_loss`
     :param anneal: let the temperature fall from 10 to 1 over the first half, so that every peak is kept; else it is 1
     :param n_updates: number of gradient steps
     :param batch_size: chains of a gradient step

@@ -1,4 +1,4 @@
-"""What commands read from their command lines, and how they end where it makes no sense."""
+"""Types of command-line arguments, and errors of one line."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 def json_object(text: str) -> dict[str, Any]:
     """
     :param text: JSON
-    :return: what it says
+    :return: its number
     :raises ArgumentTypeError: if it is not an object
     """
     try:
@@ -31,7 +31,7 @@ def json_object(text: str) -> dict[str, Any]:
 def whole_number(least: int) -> Callable[[str], int]:
     """
     :param least: least value that is allowed
-    :return: what reads an integer of at least that from the command line
+    :return: a parser's type: integers of at least that
     """
 
     def read(text: str) -> int:
@@ -112,7 +112,7 @@ def one_line_errors(program: str) -> Iterator[None]:
     """
     End with one line and code 2 where a command's arguments do not go together, as argparse does.
 
-    :param program: what is called
+    :param program: name of the program
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What does the divergence that the actor descends change: which modes it keeps, and what it earns?"""
+"""Modes and returns of policies that descend the reverse and the forward divergence."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -46,7 +46,7 @@ class FittedChain(ChainPolicy, nn.Module):
     def encode(self, contexts: th.Tensor) -> th.Tensor:
         """
         :param contexts: which context, (B,)
-        :return: what every denoising step needs to know of it, (B, W)
+        :return: encoded observations, (B, W)
         """
         return self.score_network.encode(F.one_hot(contexts, self.n_contexts).float())
 

@@ -43,9 +43,9 @@ def fit_mixture(diffusion_steps: int, n_steps: int = MIXTURE_STEPS, seed: int = 
     """
     Train DiffSAC on ``TurningGMM-v0`` at discount 0, where at temperature 1 the best policy is the mixture itself.
 
-    What every mode needs: the forward KL; a temperature that falls from 40 to 1 over the first half; a critic that is exact
-    where the policy acts, hence a buffer of recent actions, and a single one, since the minimum of two is lower where the
-    policy rarely goes and so keeps it away; and noise levels as fine as the edges, hence a small prior.
+    Settings that keep every mode: the forward KL; a temperature that falls from 40 to 1 over the first half; a critic that is
+    exact where the policy acts, hence a buffer of recent actions, and a single one, since the minimum of two is lower where
+    the policy rarely goes and so keeps it away; and noise levels as fine as the edges, hence a small prior.
 
     :param diffusion_steps: number of denoising steps K
     :param n_steps: steps of the environment

@@ -19,7 +19,7 @@ Observation = np.ndarray | dict[str, np.ndarray]
 def get_chain_policy(model: Any) -> ChainPolicy:
     """
     :param model: DiffSAC, DiffWPO or DiffPPO, or stock SAC with ``DiffusionSACPolicy``
-    :return: what samples its chains
+    :return: the part of it that samples chains
     :raises ValueError: for a model without a chain, or one that takes a single denoising step of the augmented MDP at a time
     """
     policy = model.policy
@@ -34,7 +34,7 @@ def encode(model: Any, obs: Observation, n_rows: int) -> th.Tensor:
     :param model: see :func:`get_chain_policy`
     :param obs: one observation
     :param n_rows: number of rows N
-    :return: what the score network needs to know of it, (N, W)
+    :return: encoded observation, (N, W)
     """
     context = get_chain_policy(model).encode(model.policy.obs_to_tensor(obs)[0])  # type: ignore[attr-defined]
     context = context[0] if isinstance(context, tuple) else context
@@ -105,7 +105,7 @@ def as_seen(model: BaseAlgorithm, obs: Observation) -> Observation:
     """
     :param model: model
     :param obs: observation of the environment
-    :return: what the model gets of it, through its ``VecNormalize`` if it has one
+    :return: the model's input, normalised through its ``VecNormalize`` if it has one
     """
     vec_normalize = model.get_vec_normalize_env()
     return obs if vec_normalize is None else vec_normalize.normalize_obs(obs)

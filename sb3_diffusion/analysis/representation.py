@@ -1,4 +1,4 @@
-"""What can a chain of K steps represent, and how near does each estimator of the actor's gradient come to it?"""
+"""Distance of a chain of K steps to known targets, by kernel and estimator of the actor's gradient."""
 
 import math
 import multiprocessing

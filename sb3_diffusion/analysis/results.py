@@ -20,7 +20,7 @@ _KEYS = ["env", "name", "seed"]
 
 def provenance() -> dict[str, Any]:
     """
-    :return: what a result was made with: the commit of this package's sources, if they are in a git checkout, the versions of
+    :return: origin of a result: the commit of this package's sources, if they are in a git checkout, the versions of
         what it depends on, and the processor
     """
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
@@ -36,7 +36,7 @@ def provenance() -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """
     :param path: where it goes, complete or not at all
-    :param content: what to write
+    :param content: content
     """
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
@@ -44,7 +44,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_details(path: str | Path) -> dict[str, Any]:
     """
     :param path: CSV file of a campaign
-    :return: what stands in the JSON file beside it, by the key of the run; empty if it is missing
+    :return: content of the JSON file beside it, by the key of the run; empty if it is missing
     """
     path = Path(path).with_suffix(".json")
     return json.loads(path.read_text()) if path.exists() else {}
@@ -80,7 +80,7 @@ def keys(results: pd.DataFrame) -> pd.Series:
 
 def as_rows(result: dict[str, Any]) -> pd.DataFrame:
     """
-    :param result: what :func:`.execute` returns
+    :param result: output of :func:`.execute`
     :return: a row for each evaluation
     """
     run = result["run"]
@@ -94,7 +94,7 @@ def add_results(path: str | Path, results: dict[str, dict[str, Any]]) -> None:
     Add runs to the files of a campaign, the JSON file first: a run is done when it is in the CSV file.
 
     :param path: CSV file of the campaign
-    :param results: what :func:`.execute` returns, by the key of the run
+    :param results: outputs of :func:`.execute`, by the key of the run
     """
     described = {key: {name: value for name, value in each.items() if name != "points"} for key, each in results.items()}
     write_details(path, {**read_details(path), **described})
@@ -117,7 +117,7 @@ def select(results: pd.DataFrame, **columns: Iterable[Any] | None) -> pd.DataFra
 def curves(results: pd.DataFrame, key: str = "return") -> pd.DataFrame:
     """
     :param results: a row for each evaluation, of one environment
-    :param key: what to take of each evaluation
+    :param key: column of the evaluations
     :return: a row for each run, indexed by ``name`` and ``seed`` in the order of the file, a column for each step
     """
     table = results.pivot(index=["name", "seed"], columns="step", values=key)

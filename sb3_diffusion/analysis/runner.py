@@ -81,7 +81,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """What identifies the run in a campaign."""
+        """Name of the run, unique in a campaign."""
         return f"{self.env.split(':')[-1]} {self.name} {self.seed}"
 
     def as_json(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def train(run: Run, folder: Path, result: dict[str, Any]) -> None:
     """
     :param run: the run
     :param folder: its folder
-    :param result: what there is of its result, which is completed
+    :param result: its result so far, which is completed
     :raises RuntimeError: if training has ended before its time
     """
     try:
@@ -176,7 +176,7 @@ def train(run: Run, folder: Path, result: dict[str, Any]) -> None:
 
 def is_done(result: dict[str, Any]) -> bool:
     """
-    :param result: what there is of a result
+    :param result: a result so far
     :return: whether it is complete
     """
     return bool(result["points"]) and result["points"][-1]["step"] >= result["run"]["steps"]
@@ -219,7 +219,7 @@ def unfinished(runs: list[Run], path: str | Path) -> dict[str, dict[str, Any]]:
     """
     :param runs: runs
     :param path: CSV file of a campaign
-    :return: what there is of those that have begun, by their keys
+    :return: results so far of those that have begun, by their keys
     """
     files = {run.key: work_folder(path) / run.key / RESULT for run in runs}
     return {key: json.loads(file.read_text()) for key, file in files.items() if file.exists()}

@@ -31,7 +31,7 @@ def variants_of(
     :param seeds: seeds
     :param eval_every: steps between two evaluations, the last of which is at the end
     :param eval_episodes: episodes of each evaluation
-    :param measure: what else to measure at each evaluation, see :class:`.Run`
+    :param measure: further measurement of the model at each evaluation, see :class:`.Run`
     :param kwargs: keyword arguments of all the variants
     :return: a run of each variant with each seed, seed by seed
     :raises ValueError: see :class:`.Run`

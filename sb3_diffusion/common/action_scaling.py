@@ -44,7 +44,7 @@ def scale_action(low: np.ndarray, high: np.ndarray, action: np.ndarray) -> np.nd
 
 
 class ActionScaling:
-    """What stands before a policy of SB3's to replace its ``scale_action`` and ``unscale_action``."""
+    """Base class, put before a policy of SB3's to replace its ``scale_action`` and ``unscale_action``."""
 
     action_space: spaces.Space
 

@@ -15,7 +15,7 @@ MAX_INTEGER = 2**63
 
 class Kind(NamedTuple):
     """
-    What a value may be.
+    Kind of a value.
 
     :param text: description for an error, which follows "it must be"
     :param holds: whether a value is of the kind

@@ -78,7 +78,7 @@ class _Renormalization(th.autograd.Function):
         eps: float,
     ) -> th.Tensor:
         """
-        :param ctx: what the gradient needs
+        :param ctx: store of the tensors that the gradient needs
         :param x: inputs, (B, D)
         :param scale: factor of each feature, (D,), and so are the others
         :param bias: summand
@@ -97,7 +97,7 @@ class _Renormalization(th.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: th.Tensor) -> tuple[th.Tensor | None, ...]:
         """
-        :param ctx: what :meth:`forward` has kept
+        :param ctx: store of the tensors of :meth:`forward`
         :param gradient: gradient with respect to its result, (B, D)
         :return: gradients with respect to ``x``, ``scale`` and ``bias``
         """

@@ -28,7 +28,7 @@ def find_other_settings(module: nn.Module, metadata: Any) -> list[str]:
     """
     :param module: module, some of whose parts carry settings
     :param metadata: metadata of a state dict, whoever has written it
-    :return: what ``load_state_dict`` would complain of
+    :return: the errors of ``load_state_dict``
     """
     errors: list[str] = []
     for name, part in module.named_modules():
@@ -40,7 +40,7 @@ def find_other_settings(module: nn.Module, metadata: Any) -> list[str]:
 def compare(settings: dict[str, Any], found: Any) -> list[str]:
     """
     :param settings: settings of a module
-    :param found: what a state dict says
+    :param found: settings in a state dict
     :return: an error for each difference
     """
     if not isinstance(found, dict):

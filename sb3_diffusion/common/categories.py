@@ -70,7 +70,7 @@ class Categories(NamedTuple):
     def env_action(self, x: np.ndarray) -> np.ndarray:
         """
         :param x: categories, (..., d)
-        :return: what the environment's ``step`` gets, ``(..., *shape)``
+        :return: actions for the environment's ``step``, ``(..., *shape)``
         """
         return (x.astype(np.int64) + self.start).astype(self.dtype).reshape((*x.shape[:-1], *self.shape))[()]
 

@@ -22,7 +22,7 @@ ControlFn = Callable[[th.Tensor, Step], tuple[th.Tensor, th.Tensor]]
 
 def take_steps(values: th.Tensor, index: th.Tensor) -> th.Tensor:
     """
-    :param values: what each denoising step of each chain has, (K or K+1, B, ...)
+    :param values: values of each denoising step of each chain, (K or K+1, B, ...)
     :param index: which of them to take, (M, B), or the same consecutive ones for all chains, (M, 1)
     :return: a copy, or in the second case a view, (M, B, ...)
     """
@@ -54,7 +54,7 @@ class ChainSteps(NamedTuple):
     :param steps: ``k``, (M, B), or the same for all chains, (M, 1)
     :param x: ``x_k``, (M, B, d)
     :param x_prev: ``x_{k-1}``, (M, B, d)
-    :param noise: what made ``x_{k-1}``, (M, B, d)
+    :param noise: noise that made ``x_{k-1}``, (M, B, d)
     """
 
     steps: th.Tensor
@@ -84,7 +84,7 @@ class Chain(NamedTuple):
     def take(self, steps: th.Tensor) -> ChainSteps:
         """
         :param steps: steps ``k``, (M, B), or consecutive ones, the same for all chains, (M, 1)
-        :return: what was sampled at these steps
+        :return: the chain at these steps
         """
         return ChainSteps(steps, take_steps(self.x, steps), take_steps(self.x, steps - 1), take_steps(self.noise, steps - 1))
 
@@ -234,7 +234,7 @@ def kernel_kl_by_part(
 
 def sample_increment(u: th.Tensor, log_std_ratio: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
     """
-    What a denoising step adds, in standard deviations of the reference kernel.
+    Shift of the mean by the control of a denoising step, in standard deviations of the reference kernel.
 
     :param u: control, (..., d)
     :param log_std_ratio: log-ratio of standard deviations, (..., d)
@@ -247,7 +247,7 @@ def sample_increment(u: th.Tensor, log_std_ratio: th.Tensor, noise: th.Tensor | 
 def apply_increment(x: th.Tensor, increment: th.Tensor, mean_coef: th.Tensor, std: th.Tensor) -> th.Tensor:
     """
     :param x: ``x_k``, (..., B, d)
-    :param increment: what the step adds, in standard deviations of the reference kernel, (..., B, d)
+    :param increment: shift of the mean by the control, in standard deviations of the reference kernel, (..., B, d)
     :param mean_coef: ``sqrt(1 - beta_k)``, a scalar or (..., B, 1)
     :param std: ``sqrt(beta_k) nu``, a scalar or (..., B, 1)
     :return: ``x_{k-1}``, (..., B, d)
@@ -462,7 +462,7 @@ def path_log_ratio(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
 def describe_steps(log_ratio: th.Tensor) -> dict[str, th.Tensor]:
     """
     :param log_ratio: log-ratio of each step's kernel to the reference kernel, in nats, (K, B)
-    :return: what to log: the mean log-ratio of the first, the middle and the last step, which estimates their KL, and of all
+    :return: entries of the log: the mean log-ratio of all steps and of the first, middle and last, which estimates their KL
     """
     step_kl = log_ratio.mean(dim=1)  # (K,)
     n_steps = len(step_kl)
@@ -475,7 +475,7 @@ def describe_chain(log_ratio: th.Tensor, x_0: th.Tensor) -> dict[str, th.Tensor]
     """
     :param log_ratio: log-ratio of each step's kernel to the reference kernel, in nats, (K, B)
     :param x_0: ends of the chains, (B, d)
-    :return: what to log: :func:`describe_steps`, and the share of actions beyond 0.99 of the range
+    :return: entries of the log: :func:`describe_steps`, and the share of actions beyond 0.99 of the range
     """
     saturation = (x_0.abs() > math.atanh(0.99)).float().mean()
     return {**describe_steps(log_ratio), "diffusion/action_saturation": saturation}
@@ -525,7 +525,7 @@ def terminal_log_prob(schedule: NoiseSchedule, x: th.Tensor) -> th.Tensor:
 
 def action_log_prob(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
     """
-    What stands for ``log pi(a|s)``: the path log-ratio ``L`` less the squash's log-determinant. Minus its mean is a lower
+    The bound on ``log pi(a|s)``: the path log-ratio ``L`` less the squash's log-determinant. Minus its mean is a lower
     bound on the policy's entropy; a single step from ``beta_1 = 1`` is a plain Gaussian, and there it is the log-density
     itself, as in SAC.
 

@@ -15,7 +15,7 @@ def check_integer(name: str, value: Any, what: str = "", least: int = 1) -> None
     """
     :param name: name of an argument
     :param value: its value
-    :param what: what it is, for the error
+    :param what: name of the content, for the error
     :param least: least value that is allowed
     :raises ValueError: if it is not an integer of at least that
     """
@@ -27,7 +27,7 @@ def check_positive(name: str, value: Any, what: str = "") -> None:
     """
     :param name: name of an argument
     :param value: its value
-    :param what: what it is, for the error
+    :param what: name of the content, for the error
     :raises ValueError: if it is not a positive and finite number
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
@@ -48,7 +48,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """
     :param name: name of an argument
     :param value: its value
-    :param choices: what is allowed
+    :param choices: allowed values
     :raises ValueError: if it is none of these
     """
     choices = list(choices)
@@ -116,7 +116,7 @@ def merge_kwargs(algorithm: str, what: str, given: Mapping[str, Any], needed: Ma
     :param algorithm: name of the algorithm, for the error
     :param what: ``policy_kwargs`` or ``rollout_buffer_kwargs``, for the error
     :param given: the user's
-    :param needed: what the algorithm adds from its own arguments
+    :param needed: keyword arguments that the algorithm adds from its own
     :return: both
     :raises ValueError: if both say something of the same argument
     """
@@ -145,7 +145,7 @@ def is_recorded() -> bool:
 
 def check_finite_tensor(name: str, value: th.Tensor) -> None:
     """
-    :param name: what the tensor is, for the error
+    :param name: name, for the error
     :param value: tensor
     :raises ValueError: if an entry is NaN or infinite
     """
@@ -161,7 +161,7 @@ def check_finite_tensor(name: str, value: th.Tensor) -> None:
 
 def check_finite_array(name: str, value: npt.ArrayLike | Mapping[str, npt.ArrayLike]) -> None:
     """
-    :param name: what the array is, for the error
+    :param name: name, for the error
     :param value: array, or arrays by key
     :raises ValueError: if an entry is NaN or infinite
     """
@@ -183,10 +183,10 @@ def optimize(
     are frozen.
 
     :param optimizer: optimizer of the networks behind the loss
-    :param name: what the loss is, for the error
+    :param name: name, for the error
     :param loss: loss, a scalar
     :param max_grad_norm: norm to which the gradient is clipped, if any
-    :param parts: what the loss is made of; the error names those that are not finite
+    :param parts: parts of the loss; the error names those that are not finite
     :raises ValueError: if the loss is NaN or infinite
     """
     if not math.isfinite(loss.item()):

@@ -12,7 +12,7 @@ from sb3_diffusion.common.score_network import ControlOutput, DenoisingNetwork, 
 
 
 class _LogitsOutput(nn.Module):
-    """What a network of ``(s, x_k, k)`` for categories has at its end: logits, which need no bounds."""
+    """The end of a network of ``(s, x_k, k)`` for categories: logits, which need no bounds."""
 
     kernel = "posterior"
 
@@ -59,14 +59,14 @@ class OwnDenoiser(nn.Module):
     def encode(self, features: th.Tensor) -> th.Tensor:
         """
         :param features: features of the observation, (B, F)
-        :return: what the steps need to know of it, (B, ...)
+        :return: encoded observations, (B, ...)
         """
         return self.denoiser.encode(features)  # type: ignore[operator]
 
     def forward(self, context: th.Tensor, x: th.Tensor, step: int | th.Tensor) -> th.Tensor:
         """
         :param context: output of :meth:`encode`
-        :param x: what the network sees of ``x_k``, (..., B, input_dim)
+        :param x: the network's view of ``x_k``, (..., B, input_dim)
         :param step: ``k``, one for all or one for each row, (..., B)
         :return: output of the network, (..., B, output_dim)
         """

@@ -92,7 +92,7 @@ def check_transition(
     :param reward: rewards of one step of the environments
     :param new_obs: observations after it
     :param dones: whether an episode has ended; only there the last observation of an episode counts
-    :param infos: what else the environments say
+    :param infos: ``infos`` of the environments
     :param observation_space: space of the observations
     :param vec_normalize: normalisation that they have passed through, if any
     :raises ValueError: if a reward is not a number, an observation does not fit its space, or either is NaN or infinite
@@ -119,7 +119,7 @@ def check_observations(
     vec_normalize: VecNormalize | None = None,
 ) -> None:
     """
-    :param name: what the observations are, for the error
+    :param name: name, for the error
     :param obs: observations of all environments
     :param observation_space: their space
     :param n_envs: number of environments

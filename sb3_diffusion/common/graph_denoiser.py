@@ -99,7 +99,7 @@ class GraphDenoiser(nn.Module):
     def forward(self, context: th.Tensor, x: th.Tensor, step: int | th.Tensor) -> th.Tensor:
         """
         :param context: output of :meth:`encode`, (B, ...)
-        :param x: what it sees of ``x_k``, (..., B, m_in n)
+        :param x: the network's view of ``x_k``, (..., B, m_in n)
         :param step: ``k``, one for all or one for each row, (..., B)
         :return: (..., B, m_out n), or a value (..., B, 1)
         """

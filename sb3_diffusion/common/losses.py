@@ -56,7 +56,7 @@ def soft_bellman_target(
     :param dones: 1 where an episode has ended, else 0, (B, 1)
     :param discounts: discount of what follows, one for all or (B, 1)
     :param next_values: values of the next observations and actions, (B, M)
-    :param next_log_prob: what stands for the log-probability of these actions, (B,)
+    :param next_log_prob: bound on the log-probability of these actions, (B,)
     :param ent_coef: temperature alpha
     :return: targets, (B, M)
     """
@@ -78,7 +78,7 @@ def latent_value(q_value: th.Tensor, terminal_log_prob: th.Tensor, ent_coef: th.
     ``Q(s, x) + alpha sum_i log n_i``.
 
     :param q_value: the critics' value of the action of ``x_0``, (B,)
-    :param terminal_log_prob: what stands in the brackets, see :meth:`.ChainProcess.terminal_log_prob`, (B,)
+    :param terminal_log_prob: the term in brackets, see :meth:`.ChainProcess.terminal_log_prob`, (B,)
     :param ent_coef: temperature alpha
     :return: the latent value, (B,)
     """

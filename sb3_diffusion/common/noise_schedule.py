@@ -104,7 +104,7 @@ class NoiseSchedule(nn.Module):
         """
         :param steps: index of each step among those the score network was trained for, (K+1,)
         :param beta: noise of each step, (K+1,), float64
-        :param control_scale: what the score network's control is multiplied by, (K+1,), float64
+        :param control_scale: factor of the score network's control, (K+1,), float64
         """
         self.register_buffer("steps", steps, persistent=False)
         # The same where a number is needed
@@ -129,8 +129,8 @@ class NoiseSchedule(nn.Module):
     def _belief_table(self, beta: th.Tensor, alpha_bar: th.Tensor) -> th.Tensor:
         """
         :param beta: noise of each step, (K+1,)
-        :param alpha_bar: what is left of ``x_0``'s variance at each step, (K+1,)
-        :return: what :func:`.chain.posterior_control` needs of each step, (5, K+1). With
+        :param alpha_bar: share of ``x_0``'s variance that is left at each step, (K+1,)
+        :return: coefficients of :func:`.chain.posterior_control` at each step, (5, K+1). With
             ``b_k = sqrt(beta_k alpha_bar_{k-1})`` these are offset and factor of ``P_k / b_k``, those of ``P_{k-1} / b_k``, as
             functions of ``sigma^2``, and ``sqrt(alpha_bar_k) / nu``. Step 0 does not exist, and has the numbers of step 1
         """

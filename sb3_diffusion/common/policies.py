@@ -1,4 +1,4 @@
-"""What all diffusion policies share: the one place where noise schedule, score network and chain meet."""
+"""The base of all diffusion policies: the one place where noise schedule, score network and chain meet."""
 
 from collections.abc import Callable
 from functools import cache
@@ -73,13 +73,13 @@ def limit_observation(obs: PyTorchObs) -> PyTorchObs:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     :param function: function
-    :return: what ``torch.compile`` makes of it, the same for all who ask, so that copies of a policy need no own
+    :return: its compiled form, one for all copies of a policy
     """
     return th.compile(function)
 
 
 class ChainPolicy(ActionScaling):
-    """What all diffusion policies share: sampling chains with their score network on their noise schedule."""
+    """Base of all diffusion policies: sampling chains with their score network on their noise schedule."""
 
     compile_chain: bool
     action_dim: int
@@ -110,13 +110,13 @@ class ChainPolicy(ActionScaling):
         """
         :param x: ``x_k``, (..., B, d)
         :param step: ``k``, one for all or one for each row, (..., B)
-        :return: what networks see of it: nothing, that is zeros, where ``beta_k = 1`` and nothing depends on it, (..., B, D)
+        :return: the networks' view of it: nothing, that is zeros, where ``beta_k = 1`` and nothing depends on it, (..., B, D)
         """
         return at_step(self.schedule.visibility, step) * self.process.network_input(x)
 
     def control_fn(self, context: th.Tensor, schedule: NoiseSchedule | None = None) -> ControlFn:
         """
-        :param context: what the score network needs to know of the observations, (B, W)
+        :param context: encoded observations, (B, W)
         :param schedule: the schedule of training, which None is, too, or of inference
         :return: the control function of these observations on that schedule
         """
@@ -140,10 +140,10 @@ class ChainPolicy(ActionScaling):
         ``compile_chain`` they are compiled.
 
         :param sampler: a function of a control function, a noise schedule and the inputs, see :mod:`.chain`
-        :param context: what the score network needs to know of the observations, (B, W)
+        :param context: encoded observations, (B, W)
         :param schedule: the schedule of training or of inference
         :param inputs: other arguments of the sampler
-        :return: what the sampler returns
+        :return: output of the sampler
         """
         run = compiled(ChainPolicy._run_chain) if self.compile_chain else ChainPolicy._run_chain
         return run(self, sampler, context, schedule, *inputs)
@@ -155,7 +155,7 @@ class ChainPolicy(ActionScaling):
         """
         Sample chains on the schedule of training.
 
-        :param context: what the score network needs to know of the observations, (B, W)
+        :param context: encoded observations, (B, W)
         :param noise: noises of the process, (K+1, B, d); drawn if None
         :return: the chains
         :raises ValueError: if they end in NaN or infinite latent actions
@@ -168,7 +168,7 @@ class ChainPolicy(ActionScaling):
 
     def act(self, context: th.Tensor, deterministic: bool = False, noise: th.Tensor | None = None) -> th.Tensor:
         """
-        :param context: what the score network needs to know of the observations, (B, W)
+        :param context: encoded observations, (B, W)
         :param deterministic: start at 0 and follow the kernels' means; of categories see :meth:`central_action`
         :param noise: noises of the process, (inference_steps+1, B, d); drawn if None
         :return: real actions in [-1, 1], (B, d), or the environment's categories, see :meth:`.ChainProcess.to_action`
@@ -193,7 +193,7 @@ class ChainPolicy(ActionScaling):
         chains with the same noises at every observation the end that agrees with the others in the most dimensions. Of one
         dimension that is the most frequent category.
 
-        :param context: what the score network needs to know of the observations, (B, W)
+        :param context: encoded observations, (B, W)
         :return: ``x_0``, (B, d)
         :raises ValueError: if it is NaN
         """
@@ -213,7 +213,7 @@ class ChainPolicy(ActionScaling):
         """
         A lower bound on the log-likelihood of given actions, estimated from one noising of each, see :mod:`.likelihood`.
 
-        :param context: what the score network needs to know of the observations, (B, W)
+        :param context: encoded observations, (B, W)
         :param actions: real actions in [-1, 1] or the environment's categories, (B, ...)
         :param n_steps: denoising steps of each action, drawn at random; all if None
         :return: bound in nats, with gradients, (B,)

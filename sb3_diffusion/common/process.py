@@ -80,7 +80,7 @@ class ChainProcess(ABC):
     @property
     @abstractmethod
     def target_entropy(self) -> float:
-        """What the automatic temperature aims at, unless the user says, in nats."""
+        """Default target of the automatic temperature, in nats."""
 
     @abstractmethod
     def draw_noise(self, schedule: NoiseSchedule, batch_size: int, deterministic: bool = False) -> th.Tensor:
@@ -88,7 +88,7 @@ class ChainProcess(ABC):
         :param schedule: noise schedule
         :param batch_size: number of chains B
         :param deterministic: the noise of the deterministic action
-        :return: what makes a batch of chains: row ``k`` makes ``x_k``, (K+1, B, d)
+        :return: noises of a batch of chains: row ``k`` makes ``x_k``, (K+1, B, d)
         """
 
     @abstractmethod
@@ -110,13 +110,13 @@ class ChainProcess(ABC):
     def network_input(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: ``x_k``, (..., d)
-        :return: what a network sees of it, (..., input_dim)
+        :return: the network's view of it, (..., input_dim)
         """
 
     @abstractmethod
     def control_fn(self, output: OutputFn, schedule: NoiseSchedule, trained: NoiseSchedule) -> ControlFn:
         """
-        :param output: what the network says at a step of training
+        :param output: the network's output at a step of training
         :param schedule: the schedule to run on
         :param trained: the schedule of training
         :return: the control function on ``schedule``
@@ -213,14 +213,14 @@ class ChainProcess(ABC):
         """
         :param schedule: noise schedule
         :param chain: chains
-        :return: what stands for the log-probability of their actions in nats, (B,), see :func:`.chain.action_log_prob`
+        :return: bound on the log-probability of their actions in nats, (B,), see :func:`.chain.action_log_prob`
         """
 
     @abstractmethod
     def critic_input(self, action: th.Tensor) -> th.Tensor:
         """
         :param action: actions as :meth:`to_action` gives them or a replay buffer holds them, (B, ...)
-        :return: what a critic sees of them, (B, D), in :attr:`critic_space`
+        :return: input of a critic, (B, D), in :attr:`critic_space`
         """
 
     @abstractmethod
@@ -234,7 +234,7 @@ class ChainProcess(ABC):
     def env_action(self, x: th.Tensor) -> np.ndarray:
         """
         :param x: ``x_0``, (B, d)
-        :return: what the environments' ``step`` gets, ``(B, *shape)``
+        :return: actions for the environments' ``step``, ``(B, *shape)``
         """
 
     @abstractmethod
@@ -269,7 +269,7 @@ class ChainProcess(ABC):
         """
         :param log_ratio: log-ratio of each step's kernel to the reference kernel, in nats, (K, B)
         :param x: ``x_0``, (B, d)
-        :return: what to log
+        :return: entries of the log
         """
 
 
@@ -278,7 +278,7 @@ class GaussianProcess(ChainProcess):
     Real actions in a bounded ``Box``: :mod:`.chain`. Noise is standard normal, and that of the deterministic action is 0.
 
     :param action_space: the environment's action space
-    :param kernel: what the network says of a step, ``"reference"`` or ``"posterior"``
+    :param kernel: meaning of the network's output, ``"reference"`` or ``"posterior"``
     :param learn_std: whether the network gives standard deviations, too
     """
 

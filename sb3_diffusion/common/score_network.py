@@ -45,7 +45,7 @@ def use_relu_in_place(network: nn.Module, activation_fn: Callable[..., nn.Module
     a CPU is memory traffic.
 
     :param network: multilayer perceptron, changed in place
-    :param activation_fn: what its activations were made with; modules of the user's own stay as they are
+    :param activation_fn: class of its activations; modules of the user's own stay as they are
     :return: the same network
     """
     for module in network.modules() if activation_fn is nn.ReLU else ():
@@ -121,7 +121,7 @@ class DenoisingNetwork(nn.Module):
     def encode(self, features: th.Tensor) -> th.Tensor:
         """
         :param features: features of the observation, (B, F)
-        :return: what the head needs to know of the observation, (B, W)
+        :return: encoded observations, (B, W)
         """
         return self.context_layer(self.encoder(features))
 
@@ -169,7 +169,7 @@ class DenoisingNetwork(nn.Module):
 
 
 class ControlOutput(nn.Module):
-    """What a network of ``(s, x_k, k)`` for real actions has at its end: bounds, see :class:`ScoreNetwork`."""
+    """The end of a network of ``(s, x_k, k)`` for real actions: bounds, see :class:`ScoreNetwork`."""
 
     output_factor: th.Tensor
     output_min: th.Tensor
@@ -231,7 +231,7 @@ class ScoreNetwork(ControlOutput, DenoisingNetwork):
     :param activation_fn: activation of the encoder
     :param denoiser_activation_fn: activation of the head
     :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
-    :param kernel: what the output says of a step: ``"reference"``, by how much the kernel differs from the reference
+    :param kernel: meaning of the output: ``"reference"``, by how much the kernel differs from the reference
         kernel, or ``"posterior"``, what it believes of ``x_0``, see :func:`.chain.posterior_control`
     :param control_scale: factor on the control; if None ``K^-0.5``, since what one step has to add shrinks with their
         number, and so does what one step of the optimizer may add, and 1 for a belief

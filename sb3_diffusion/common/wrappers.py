@@ -167,7 +167,7 @@ class _AugmentedMDP:
 
 class AugmentedSpace(NamedTuple):
     """
-    What an augmented observation space tells.
+    Spaces and settings that an augmented observation space tells.
 
     :param inner: observation space of the features
     :param diffusion_steps: number of denoising steps K
@@ -184,7 +184,7 @@ class AugmentedSpace(NamedTuple):
         :param space: any observation space
         :param action_dim: dimension d of the action
         :param discrete: whether the actions are categories, whose prior has no standard deviation: 1 stands for it
-        :return: what it tells, None if it is not augmented
+        :return: the spaces and settings of the wrapper, None if it is not augmented
         """
         if isinstance(space, FlatAugmentedSpace):
             flat = spaces.Box(space.low[: -action_dim - 1], space.high[: -action_dim - 1], dtype=np.float32)

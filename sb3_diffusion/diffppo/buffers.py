@@ -142,7 +142,7 @@ class ChainRolloutBuffer(RolloutBuffer):
         :param steps: steps of the environments
         :param values: ``V(s, x_k, k)`` of their B chains, in the order of :meth:`chains`, (K, B)
         :param log_prob: ``log q(x_{k-1} | x_k, s)``, (K, B)
-        :param costs: what the temperature multiplies, (K, B)
+        :param costs: costs in units of the temperature, (K, B)
         """
         for name, of_steps in (("step_values", values), ("step_log_probs", log_prob), ("step_costs", costs)):
             array = getattr(self, name)

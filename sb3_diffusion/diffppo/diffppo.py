@@ -401,7 +401,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
 
         :param rewards: rewards, changed in place
         :param dones: whether an episode ended
-        :param infos: what else the environments say
+        :param infos: ``infos`` of the environments
         """
         for index in np.flatnonzero(dones):
             terminal_obs = infos[index].get("terminal_observation")

@@ -29,7 +29,7 @@ from sb3_diffusion.common.wrappers import AugmentedSpace
 def default_features_extractor(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:
     """
     :param observation_space: observation space
-    :return: what Stable-Baselines3's policies would take for it
+    :return: the default of Stable-Baselines3's policies for it
     """
     if isinstance(observation_space, spaces.Dict):
         return CombinedExtractor
@@ -164,7 +164,7 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     def _find_features_space(self, observation_space: spaces.Space) -> spaces.Space:
         """
         :param observation_space: observation space
-        :return: what the features extractor sees of it
+        :return: the features extractor's space
         """
         return observation_space
 
@@ -249,7 +249,7 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     def encode(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """
         :param obs: observations, without latent action and step
-        :return: what the steps of the chain and their values need to know of them, each (B, W)
+        :return: encoded observations for the steps of the chain and for their values, each (B, W)
         :raises ValueError: if that has NaN or infinite entries
         """
         features = self.extract_features(obs)
@@ -262,7 +262,7 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     def encode_for_actor(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: observations, without latent action and step
-        :return: what the steps of the chain need to know of them, (B, W)
+        :return: encoded observations for the steps of the chain, (B, W)
         :raises ValueError: if that has NaN or infinite entries
         """
         features = self.extract_features(obs, self.pi_features_extractor)
@@ -446,7 +446,7 @@ class DiffusionActorCriticPolicy(ChainActorCriticPolicy):
         """
         :param obs: augmented observations
         :param actions: ``x_{k-1}``, (B, d)
-        :return: ``V(s, x_k, k)``, (B, 1), ``log q(x_{k-1} | x_k, s)``, (B,), and what stands for the entropy, ``-KL_k``, (B,)
+        :return: ``V(s, x_k, k)``, (B, 1), ``log q(x_{k-1} | x_k, s)``, (B,), and the entropy's bound ``-KL_k``, (B,)
         :raises ValueError: if the observation space is not augmented
         """
         contexts, x, step = self._split(obs)

@@ -63,7 +63,7 @@ class TemperatureSchedule:
 
 def make_temperature_schedule(ent_coef: Any) -> TemperatureSchedule:
     """
-    :param ent_coef: what a file says, which may be anything
+    :param ent_coef: any value from a file
     :return: the schedule
     :raises UnsafeModelError: if it is neither a number, a text nor a schedule
     """

@@ -81,7 +81,7 @@ class CriticRule:
 
     def join(self, q_values: Sequence[th.Tensor] | th.Tensor) -> th.Tensor:
         """
-        :param q_values: what the network gives
+        :param q_values: output of the network
         :return: the same as one tensor, (B, n_critics)
         """
         return th.cat(tuple(q_values), dim=1)
@@ -132,7 +132,7 @@ class CriticRule:
         :param replay_data: transitions, B of them
         :param discounts: discount of what follows the transition, one for all or (B, 1)
         :param next_actions: the current policy's actions at the next observations, (B, d)
-        :param next_log_prob: what stands for their log-probability, (B,)
+        :param next_log_prob: bound on their log-probability, (B,)
         :param ent_coef: temperature alpha
         :return: loss, a scalar, and what it is made of, for the error if it is not finite
         """
@@ -158,14 +158,14 @@ class CriticRule:
     def next_values(self, next_q_values: th.Tensor) -> th.Tensor:
         """
         :param next_q_values: output of :meth:`join` at the next observations and actions
-        :return: what the target is made of, (B, 1)
+        :return: values for the target, (B, 1)
         """
         return next_q_values.min(dim=1, keepdim=True).values
 
     def error(self, q_values: th.Tensor, target: th.Tensor) -> th.Tensor:
         """
         :param q_values: output of :meth:`join`
-        :param target: what they should be, with one column for each column of :meth:`next_values`
+        :param target: target values, with one column for each column of :meth:`next_values`
         :return: loss, a scalar
         """
         return squared_bellman_error(q_values, target)
@@ -275,7 +275,7 @@ class TQCRule(CriticRule):
 
     def join(self, q_values: Sequence[th.Tensor] | th.Tensor) -> th.Tensor:
         """
-        :param q_values: what the network gives
+        :param q_values: output of the network
         :return: the same as one tensor, (B, n_critics, n_quantiles)
         """
         return q_values if isinstance(q_values, th.Tensor) else th.stack(tuple(q_values), dim=1)

@@ -102,9 +102,10 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
         random where K is greater; bounds time and memory for any K. Not used by ``actor_loss="pathwise"``
     :param n_action_samples: how many chains of each observation an update of the actor uses; if None, one with the reverse
         divergence and eight with the forward one
-    :param divergence: what the actor descends: ``"reverse"``, as SAC does, or ``"forward"``, the KL from the Boltzmann
-        policy's chain to the policy's, by importance weights; it holds on to several modes, and takes longer. ``Discrete``,
-        ``MultiDiscrete`` and ``MultiBinary`` actions need it, since it asks for values alone and not for their gradient
+    :param divergence: divergence that the actor descends: ``"reverse"``, as SAC does, or ``"forward"``, the KL from the
+        Boltzmann policy's chain to the policy's, by importance weights; it holds on to several modes, and takes longer.
+        ``Discrete``, ``MultiDiscrete`` and ``MultiBinary`` actions need it, since it asks for values alone and not for their
+        gradient
     :param demonstration_share: share of each batch that is drawn from demonstrations (RLPD, arXiv 2302.02948), which
         :func:`.fill_replay_buffer` has put into a buffer of their own
     :param demonstration_coef: weight, in the actor's loss, of the log-likelihood of the demonstrations' actions, in units of

@@ -1,4 +1,4 @@
-"""What the off-policy algorithms share: everything around the update of the actor."""
+"""The base of the off-policy algorithms: everything around the update of the actor."""
 
 from typing import Any, ClassVar, TypeVar
 
@@ -363,8 +363,8 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         :param context: encoded observations, n times, (n B, W)
         :param next_obs: next observations
         :return: the chains at the observations, or their ends alone where no gradient passes through them; the steps of them
-            that the actor's update takes once more; what stands for the log-probability of their actions, (n B,); the actions
-            at the next observations, (B, d), and what stands for theirs, (B,)
+            that the actor's update takes once more; bound on the log-probability of their actions, (n B,); the actions
+            at the next observations, (B, d), and the bound on theirs, (B,)
         """
         schedule, process, n_chains = self.actor.schedule, self.actor.process, len(context)
         steps = draw_steps(schedule.diffusion_steps, self.denoising_steps_per_update, n_chains, context.device)
@@ -393,7 +393,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         :param chain: chains of the current policy
         :param chain_steps: steps of these chains to take once more, (M, n B)
         :param ent_coef: temperature alpha
-        :return: what to log
+        :return: entries of the log
         """
         loss, value, info = self._actor_loss(obs, context, chain, chain_steps, ent_coef)
         loss = loss + self._demonstration_loss(len(chain.x[0]) // self.n_action_samples)
@@ -420,9 +420,9 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
 
         :param replay_data: transitions
         :param next_actions: the current policy's actions at the next observations, (B, ...)
-        :param next_log_prob: what stands for their log-probability, (B,)
+        :param next_log_prob: bound on their log-probability, (B,)
         :param ent_coef: temperature alpha
-        :return: what to log
+        :return: entries of the log
         """
         critic_input = self.actor.process.critic_input
         replay_data = replay_data._replace(actions=critic_input(replay_data.actions))
@@ -444,8 +444,8 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         """
         Automatic temperature (SAC, arXiv 1812.05905, section 5), on the bound of the entropy.
 
-        :param log_prob: what stands for the log-probability of the current policy's actions, (B,)
-        :return: what to log
+        :param log_prob: bound on the log-probability of the current policy's actions, (B,)
+        :return: entries of the log
         """
         info = {"diffusion/entropy_bound": -log_prob.mean()}
         if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
@@ -512,7 +512,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
 
     def _record(self, infos: list[Info]) -> None:
         """
-        :param infos: what each gradient step has to log; the means are recorded
+        :param infos: entries of the log of each gradient step; the means are recorded
         """
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         values: dict[str, list[float]] = {}

@@ -53,7 +53,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
         ``net_arch`` runs at every step
     :param actor_batch_norm: whether a batch renormalisation stands before each layer of the encoder
     :param batch_norm_kwargs: its keyword arguments ``momentum``, ``eps`` and ``warmup_steps``
-    :param kernel: what the network says of a step: ``"reference"``, by how much its kernel differs from the reference
+    :param kernel: meaning of the network's output: ``"reference"``, by how much its kernel differs from the reference
         kernel, or ``"posterior"``, what it believes of ``x_0``, see :func:`.chain.posterior_control`
     :param compile_chain: compile the loop over the denoising steps, see ``torch.compile``
     :param normalize_images: whether to divide images by 255
@@ -135,7 +135,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
     def encode(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: observations
-        :return: what every denoising step needs to know of them, (B, W)
+        :return: encoded observations, (B, W)
         :raises ValueError: if that has NaN or infinite entries
         """
         features = self.extract_features(limit_observation(obs), self.features_extractor)
@@ -149,7 +149,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
 
         :param obs: observations
         :param noise: noises of the process, (K+1, B, d); drawn if None
-        :return: actions in [-1, 1], (B, d), or the environment's categories, and what stands for their log-probability, (B,);
+        :return: actions in [-1, 1], (B, d), or the environment's categories, and the bound on their log-probability, (B,);
             see :func:`.chain.action_log_prob`
         """
         chain = self.sample(self.encode(obs), noise)
@@ -229,7 +229,7 @@ class DiffusionValue(BaseModel):
     def encode(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: observations
-        :return: what the values of every step need to know of them, (B, W)
+        :return: encoded observations, (B, W)
         """
         with th.set_grad_enabled(not self.share_features_extractor and th.is_grad_enabled()):
             features = self.extract_features(obs, self.features_extractor)

@@ -210,7 +210,7 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         :param chain_steps: steps of n chains of each observation, (M, n B)
         :param u: the current policy's control there, with gradients, (M, n B, d)
         :param log_std_ratio: its log-ratio of standard deviations, with gradients, (M, n B, d)
-        :return: what to add to the actor's loss, and what to log
+        :return: a term of the actor's loss, and entries of the log
         """
         with th.no_grad():
             context = self._encode_for_update(obs, self.actor_target)

@@ -46,7 +46,7 @@ class UnsafeModelError(ValueError):
 def read_entries(file: IO[bytes], what: str, is_expected: Callable[[str], Any]) -> dict[str, bytes]:
     """
     :param file: zip archive
-    :param what: what it is, for the error
+    :param what: name of the content, for the error
     :param is_expected: whether an entry of this name may be there
     :return: contents of the entries by name, which together are no longer than the file
     :raises UnsafeModelError: if it is anything but an archive of plain, uncompressed entries of such names
@@ -93,8 +93,8 @@ def _check_entries(archive: zipfile.ZipFile, what: str, is_expected: Callable[[s
 
 def load_tensors(content: bytes, what: str, device: th.device) -> dict[Any, Any]:
     """
-    :param content: what ``torch.save`` has written
-    :param what: what it is, for the error
+    :param content: bytes that ``torch.save`` has written
+    :param what: name of the content, for the error
     :param device: where to put the tensors
     :return: a state dict, or a dict of tensors by name
     :raises UnsafeModelError: if it is anything else. ``weights_only`` builds nothing but tensors and plain values, and none of

@@ -1,4 +1,4 @@
-"""What the attributes of a saved model may be."""
+"""Kinds of the attributes of a saved model."""
 
 import math
 import pathlib
@@ -77,7 +77,7 @@ def _is_plain(value: Any) -> bool:
 
 def keep_plain(name: str, value: Any) -> Any:
     """
-    What environments say of their episodes can be anything, and no training depends on it.
+    Drop what has no plain form from the statistics of episodes: environments may add anything, and no training depends on it.
 
     :param name: name of an attribute
     :param value: its value
@@ -145,7 +145,7 @@ _POLICY_KWARGS: dict[str, Kind] = dict(
 def policy_kwargs_kind(policy: Any) -> Kind:
     """
     :param policy: class of policies, which declares its own keyword arguments as ``arguments``
-    :return: what ``policy_kwargs`` may be
+    :return: the kind of its ``policy_kwargs``
     """
     return table(**_POLICY_KWARGS, **policy.arguments)
 

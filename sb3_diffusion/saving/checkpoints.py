@@ -269,7 +269,7 @@ def get_steps(path: Path) -> int:
 def find_damage(path: Path) -> str | None:
     """
     :param path: path of a checkpoint
-    :return: what is wrong with it; None if it is complete
+    :return: its fault; None if it is complete
     """
     try:
         for name, expected in json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))["files"].items():
@@ -461,7 +461,7 @@ def _get_environment_states(env: VecEnv | None) -> list[dict[str, Any]]:
 def set_random_state(model: BaseAlgorithm, state: dict[str, Any]) -> None:
     """
     :param model: model
-    :param state: what :func:`get_random_state` has returned
+    :param state: output of :func:`get_random_state`
     """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

@@ -11,7 +11,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes | memoryview) -> No
     Write under another name and rename, so that an error, a full disk for one, or a kill leaves an older file as it was.
 
     :param path: path of the file, whose folder is made if it is missing
-    :param content: what the file will hold
+    :param content: content of the file
     :raises OSError: if it cannot be written
     """
     path = Path(os.path.realpath(path))  # what a symbolic link points to, not the link, is replaced

@@ -76,7 +76,7 @@ def register_classes(*classes: type) -> None:
 
 
 class NotPlain(TypeError):
-    """What has no plain form."""
+    """A value has no plain form."""
 
 
 class _Form(NamedTuple):
@@ -89,8 +89,8 @@ class _Form(NamedTuple):
 
 def expect(condition: bool, problem: str) -> None:
     """
-    :param condition: what should hold
-    :param problem: what is the case if it does not
+    :param condition: condition that a valid file meets
+    :param problem: text of the error
     :raises UnsafeModelError: if it does not hold
     """
     if not condition:
@@ -370,7 +370,7 @@ def _decode_array(dtype: Any, shape: Any, text: Any) -> Any:
 def parse(data: bytes) -> Any:
     """
     :param data: JSON
-    :return: what it says: dicts, lists, finite numbers, integers of 64 bits, text, True, False and None
+    :return: its value: dicts, lists, finite numbers, integers of 64 bits, text, True, False and None
     :raises UnsafeModelError: for anything else, a key that is there twice, or too much of it
     """
     expect(len(data) <= _MAX_JSON_SIZE, f"it has {len(data)} bytes, more than {_MAX_JSON_SIZE}")

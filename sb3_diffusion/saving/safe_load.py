@@ -101,7 +101,7 @@ class SafeLoadMixin(BaseAlgorithm):
     @classmethod
     def attribute_kinds(cls) -> dict[str, Kind]:
         """
-        :return: what each attribute in a file may be
+        :return: kinds of the attributes of a file, by name
         """
         policy = cls.policy_aliases["MlpPolicy"]
         own = {"policy_class": subclass_of(policy), "policy_kwargs": policy_kwargs_kind(policy)}
@@ -302,7 +302,7 @@ def _load_model(
     force_reset: bool,
     kwargs: dict[str, Any],
 ) -> SelfSafeLoadMixin:
-    """What SB3's ``load`` does, with a check before each step. The arguments are those of :meth:`SafeLoadMixin.load`."""
+    """Load as SB3's ``load`` does, with a check before each step. The arguments are those of :meth:`SafeLoadMixin.load`."""
     if print_system_info:
         _print_info(file)
     if file.algorithm not in algorithm.loadable_names():

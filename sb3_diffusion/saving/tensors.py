@@ -34,7 +34,7 @@ class AllocationLimit(TorchFunctionMode):
 
 def check_tensors(what: str, values: Any, expected: Mapping[str, th.Tensor]) -> None:
     """
-    :param what: what they are, for the error
+    :param what: name of the content, for the error
     :param values: tensors by name, from the file
     :param expected: those of the model
     :raises UnsafeModelError: if there are others, or of other shapes or types, or with NaN or infinite entries
@@ -57,7 +57,7 @@ def _check_tensor(what: str, value: Any, expected: th.Tensor) -> None:
 
 def check_optimizer(what: str, state: Any, optimizer: th.optim.Optimizer) -> None:
     """
-    :param what: what it is, for the error
+    :param what: name of the content, for the error
     :param state: state dict, from the file
     :param optimizer: the model's
     :raises UnsafeModelError: if it is not a state that this optimizer can go on from

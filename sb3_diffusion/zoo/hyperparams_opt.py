@@ -14,11 +14,11 @@ HER_KWARGS = ("n_sampled_goal", "goal_selection_strategy")
 
 def sample_off_policy_params(trial: optuna.Trial, additional_args: dict[str, Any]) -> dict[str, Any]:
     """
-    What the samplers of the off-policy algorithms share.
+    Sample the parameters that all off-policy algorithms have.
 
     :param trial: Optuna's trial
     :param additional_args: whether and how hindsight experience replay is used
-    :return: what was sampled, as Optuna stores it
+    :return: sampled parameters, as Optuna stores them
     """
     sampled: dict[str, Any] = {
         "diffusion_steps": trial.suggest_categorical("diffusion_steps", [1, 2, 5, 10, 20]),
@@ -102,7 +102,7 @@ def sample_diffcrossq_params(
 
 def convert_diffsac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
-    :param sampled_params: what a trial has sampled, as Optuna stores it
+    :param sampled_params: parameters of a trial, as Optuna stores them
     :return: keyword arguments of an off-policy algorithm
     """
     hyperparams = sampled_params.copy()
@@ -149,7 +149,7 @@ def sample_diffppo_params(trial: optuna.Trial, n_actions: int, n_envs: int, addi
 
 def convert_diffppo_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
-    :param sampled_params: what a trial has sampled, as Optuna stores it
+    :param sampled_params: parameters of a trial, as Optuna stores them
     :return: keyword arguments of :class:`.DiffPPO`
     """
     hyperparams = sampled_params.copy()

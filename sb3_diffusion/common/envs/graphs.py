@@ -112,7 +112,7 @@ def draw_graph(segments: Segments, discs: Discs, center: np.ndarray, half_width:
     """
     :param segments: both ends and the colour of each edge; the last are on top
     :param discs: position, radius and colour of each node, on top of the edges
-    :param center: what is in the middle of the picture, (2,)
+    :param center: point in the middle of the picture, (2,)
     :param half_width: distance of the picture's edge from its middle
     :param size: pixels along an edge
     :return: picture, (size, size, 3), uint8, with the second coordinate upwards

@@ -10,7 +10,7 @@ Discs = list[tuple[np.ndarray, float, tuple[int, int, int]]]
 def draw_discs(discs: Discs, center: np.ndarray, half_width: float, size: int = 256) -> np.ndarray:
     """
     :param discs: position in the plane, radius and colour of each disc; the last are on top
-    :param center: what is in the middle of the picture, (2,)
+    :param center: point in the middle of the picture, (2,)
     :param half_width: distance of the picture's edge from its middle
     :param size: pixels along an edge
     :return: picture, (size, size, 3), uint8, with the second coordinate upwards

@@ -14,7 +14,7 @@ HEADINGS = np.stack([(np.cos(angle), np.sin(angle)) for angle in np.arange(N_HEA
 
 class TurningEnv(gym.Env[np.ndarray, np.ndarray]):
     """
-    What the two environments share: everything but the reward. The observation is the heading's unit vector, one of
+    Base of the two environments: everything but the reward. The observation is the heading's unit vector, one of
     eight, the action a number in [-1, 1]. The start is any heading, each equally likely, or the one that
     ``reset(options=dict(heading=...))`` says, from 0 to 7.
 
