@@ -7,7 +7,12 @@ from sb3_contrib import CrossQ
 from sb3_contrib.common.torch_layers import BatchRenorm1d
 from torch import nn
 
-from sb3_diffusion.common.batch_renorm import NativeBatchRenorm1d, set_batch_renorm_training, use_native_batch_renorm
+from sb3_diffusion.common.batch_renorm import (
+    NativeBatchRenorm1d,
+    fold_batch_renorm,
+    set_batch_renorm_training,
+    use_native_batch_renorm,
+)
 
 N_FEATURES = 5
 
@@ -113,3 +118,41 @@ def test_a_model_of_crossq():
             policy.critic.optimizer.step()
         values.append(q_values.detach())
     assert np.allclose(*values, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_folded_layers_are_the_same_function(bias):
+    network = nn.Sequential(
+        *(NativeBatchRenorm1d(N_FEATURES), nn.Linear(N_FEATURES, 7, bias=bias), nn.Tanh(), nn.Linear(7, 6)),
+        *(NativeBatchRenorm1d(6), nn.LayerNorm(6), NativeBatchRenorm1d(6)),
+    )
+    for layer in network:
+        if isinstance(layer, NativeBatchRenorm1d):
+            for tensor in (layer.scale, layer.bias, layer.ra_mean):
+                nn.init.normal_(tensor)
+            layer.ra_var.uniform_(0.5, 2.0)
+    network.eval()
+    x = th.randn(8, N_FEATURES, requires_grad=True)
+    expected, found = network(x), fold_batch_renorm(network)(x)
+    assert th.allclose(expected, found, atol=1e-5)
+    gradients = [th.autograd.grad((output**3).sum(), x)[0] for output in (expected, found)]
+    assert th.allclose(*gradients, rtol=1e-3, atol=1e-3)
+
+
+def test_layers_of_ones_own_are_not_folded():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    hooked = nn.Linear(N_FEATURES, 3)
+    hooked.register_forward_hook(lambda module, args, output: output + 1)
+    training = NativeBatchRenorm1d(N_FEATURES).train()
+    x = th.randn(8, N_FEATURES)
+    for layers in (
+        (NativeBatchRenorm1d(N_FEATURES).eval(), Doubled(N_FEATURES, 3)),
+        (NativeBatchRenorm1d(N_FEATURES).eval(), hooked),
+    ):
+        network = nn.Sequential(*layers)
+        assert th.equal(fold_batch_renorm(network)(x), network(x))
+    fold_batch_renorm(nn.Sequential(training, nn.Linear(N_FEATURES, 3)))(x)
+    assert training.steps == 1

@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSample
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sb3_diffusion.common.batch_renorm import set_batch_renorm_training, use_native_batch_renorm
+from sb3_diffusion.common.batch_renorm import fold_batch_renorm, set_batch_renorm_training, use_native_batch_renorm
 from sb3_diffusion.common.checks import check_choice, check_fraction, check_integer, check_positive, is_untouched
 from sb3_diffusion.common.losses import ValueFn, soft_bellman_target, squared_bellman_error
 from sb3_diffusion.common.score_network import use_relu_in_place
@@ -107,10 +107,11 @@ class CriticRule:
         with th.no_grad():
             features = critic.extract_features(obs, critic.features_extractor)  # type: ignore[arg-type]
             features = features.repeat(n_action_samples, 1)
+        q_nets = [fold_batch_renorm(q_net) for q_net in critic.q_networks]  # type: ignore[union-attr]
 
         def value_of(actions: th.Tensor) -> th.Tensor:
             inputs = th.cat((features, actions), dim=1)
-            return self.value(self.join([q_net(inputs) for q_net in critic.q_networks]))  # type: ignore[union-attr]
+            return self.value(self.join([q_net(inputs) for q_net in q_nets]))
 
         return value_of
 
