@@ -7,8 +7,8 @@ from sb3_diffusion.common.score_network import (
     CONTROL_MAX,
     LOG_STD_RATIO_MAX,
     LOG_STD_RATIO_MIN,
+    ControlNetwork,
     DenoisingNetwork,
-    ScoreNetwork,
     time_features,
 )
 
@@ -43,7 +43,7 @@ def test_first_layer_equals_one_layer_of_the_concatenation():
 
 @pytest.mark.parametrize("learn_std", [True, False])
 def test_score_network_starts_near_the_prior(learn_std):
-    network = ScoreNetwork(3, 2, 5, [16], [16], learn_std=learn_std)
+    network = ControlNetwork(3, 2, 5, [16], [16], learn_std=learn_std)
     u, log_std_ratio = network.control(network.encode(th.randn(100, 3)), th.randn(100, 2), 2)
     assert u.shape == log_std_ratio.shape == (100, 2)
     assert u.abs().max() < 0.3 and log_std_ratio.abs().max() < 0.3
@@ -52,7 +52,7 @@ def test_score_network_starts_near_the_prior(learn_std):
 
 
 def test_log_std_ratio_is_clamped():
-    network = ScoreNetwork(3, 2, 5, [], [4])
+    network = ControlNetwork(3, 2, 5, [], [4])
     with th.no_grad():
         network.head[-1].bias[2], network.head[-1].bias[3] = -100.0, 100.0
     _, log_std_ratio = network.control(network.encode(th.randn(1, 3)), th.randn(1, 2), 2)
@@ -60,7 +60,7 @@ def test_log_std_ratio_is_clamped():
 
 
 def test_control_shrinks_with_the_number_of_steps_and_is_bounded():
-    network = ScoreNetwork(3, 2, 4, [], [4])
+    network = ControlNetwork(3, 2, 4, [], [4])
     with th.no_grad():
         network.head[-1].bias[0], network.head[-1].bias[1] = 1e3, 1.0
         network.head[-1].weight.zero_()
@@ -70,7 +70,7 @@ def test_control_shrinks_with_the_number_of_steps_and_is_bounded():
 
 def test_head_without_hidden_layers():
     with pytest.raises(ValueError, match="at least one hidden layer"):
-        ScoreNetwork(3, 2, 5, [16], [])
+        ControlNetwork(3, 2, 5, [16], [])
 
 
 class Adapted(th.nn.Linear):
@@ -83,7 +83,7 @@ class Adapted(th.nn.Linear):
 @pytest.mark.parametrize("name", ["latent_layer", "time_layer"])
 @pytest.mark.parametrize("how", ["subclass", "hook"])
 def test_what_a_user_adds_to_a_layer_acts_in_training_and_sampling(name, how):
-    network = ScoreNetwork(3, 2, 4, [8], [8])
+    network = ControlNetwork(3, 2, 4, [8], [8])
     context, x = network.encode(th.randn(5, 3)), th.randn(5, 2)
     plain = network(context, x, th.full((5,), 2))
     layer = getattr(network, name)

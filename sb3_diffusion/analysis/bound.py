@@ -152,7 +152,7 @@ def fit_control(
     :param batch_size: chains of a gradient step
     :param learning_rate: of Adam, at first; it falls to 0 over the second half
     :param seed: seed
-    :param kernel: ``"reference"`` or ``"posterior"``, see :class:`.ScoreNetwork`
+    :param kernel: ``"reference"`` or ``"posterior"``, see :class:`.ControlNetwork`
     :param log_prob: log-density of the target, (B, d) -> (B,)
     :return: control function
     :raises ValueError: for an unknown divergence

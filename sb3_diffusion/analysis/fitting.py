@@ -11,7 +11,7 @@ from sb3_diffusion.common.chain import ControlFn
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.policies import ChainPolicy
 from sb3_diffusion.common.process import GaussianProcess
-from sb3_diffusion.common.score_network import ScoreNetwork
+from sb3_diffusion.common.score_network import ControlNetwork
 
 
 class FittedChain(ChainPolicy, nn.Module):
@@ -21,7 +21,7 @@ class FittedChain(ChainPolicy, nn.Module):
     :param schedule: noise schedule
     :param dim: dimension d
     :param n_contexts: number of contexts
-    :param kernel: ``"reference"`` or ``"posterior"``, see :class:`.ScoreNetwork`
+    :param kernel: ``"reference"`` or ``"posterior"``, see :class:`.ControlNetwork`
     :param encoder_arch: widths of the encoder's hidden layers
     :param denoiser_arch: widths of the head's hidden layers
     """
@@ -39,7 +39,7 @@ class FittedChain(ChainPolicy, nn.Module):
         self.compile_chain, self.action_dim, self.n_contexts = False, dim, n_contexts
         self.process = GaussianProcess(spaces.Box(-1, 1, (dim,)), kernel)
         self.schedule = self.inference_schedule = schedule
-        self.score_network = ScoreNetwork(
+        self.score_network = ControlNetwork(
             n_contexts, dim, schedule.diffusion_steps, list(encoder_arch), list(denoiser_arch), kernel=kernel
         )
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from sb3_diffusion.common.checks import merge_kwargs
 from sb3_diffusion.common.process import CategoricalProcess, ChainProcess, GaussianProcess
-from sb3_diffusion.common.score_network import ControlOutput, DenoisingNetwork, ScoreNetwork
+from sb3_diffusion.common.score_network import ControlNetwork, ControlOutput, DenoisingNetwork
 
 
 class _LogitsOutput(nn.Module):
@@ -81,7 +81,7 @@ class OwnDenoiser(nn.Module):
         return lambda x, step: self(context, zeros if x is None else x, step)
 
 
-class _OwnScoreNetwork(ControlOutput, OwnDenoiser):
+class _OwnControlNetwork(ControlOutput, OwnDenoiser):
     """
     A user's network that defines the kernels of real actions.
 
@@ -147,7 +147,7 @@ def make_score_network(
     :param diffusion_steps: number of denoising steps K
     :param denoiser_class: a class of the user's own
     :param denoiser_kwargs: its keyword arguments
-    :param control_scale: of real actions, see :class:`.ScoreNetwork`. PPO bounds each update by its clip range, and takes few
+    :param control_scale: of real actions, see :class:`.ControlNetwork`. PPO bounds each update by its clip range, and takes few
         of them: there a smaller control would only learn more slowly
     :param heads: keyword arguments of :class:`.DenoisingNetwork`
     :return: the network that defines the chain's kernels
@@ -155,10 +155,10 @@ def make_score_network(
     if denoiser_class is not None:
         denoiser = make_denoiser(denoiser_class, denoiser_kwargs, process, features_dim, process.output_dim, diffusion_steps)
         if isinstance(process, GaussianProcess):
-            return _OwnScoreNetwork(denoiser, process, diffusion_steps)
+            return _OwnControlNetwork(denoiser, process, diffusion_steps)
         return _OwnBeliefNetwork(denoiser, process.input_dim)
     if isinstance(process, GaussianProcess):
-        return ScoreNetwork(
+        return ControlNetwork(
             features_dim,
             process.action_dim,
             diffusion_steps,

@@ -169,7 +169,7 @@ class DenoisingNetwork(nn.Module):
 
 
 class ControlOutput(nn.Module):
-    """The end of a network of ``(s, x_k, k)`` for real actions: bounds, see :class:`ScoreNetwork`."""
+    """The end of a network of ``(s, x_k, k)`` for real actions: bounds, see :class:`ControlNetwork`."""
 
     output_factor: th.Tensor
     output_min: th.Tensor
@@ -216,7 +216,7 @@ class ControlOutput(nn.Module):
         return output.chunk(2, dim=-1) if self.learn_std else (output, th.zeros_like(output))  # type: ignore[return-value]
 
 
-class ScoreNetwork(ControlOutput, DenoisingNetwork):
+class ControlNetwork(ControlOutput, DenoisingNetwork):
     """
     The network that defines the denoising kernels.
 
