@@ -147,8 +147,8 @@ def make_score_network(
     :param diffusion_steps: number of denoising steps K
     :param denoiser_class: a class of the user's own
     :param denoiser_kwargs: its keyword arguments
-    :param control_scale: of real actions, see :class:`.ControlNetwork`. PPO bounds each update by its clip range, and takes few
-        of them: there a smaller control would only learn more slowly
+    :param control_scale: of real actions, see :class:`.ControlNetwork`. PPO bounds each update by its clip range, and takes
+        few of them: there a smaller control would only learn more slowly
     :param heads: keyword arguments of :class:`.DenoisingNetwork`
     :return: the network that defines the chain's kernels
     """
