@@ -33,9 +33,10 @@ from sb3_diffusion.analysis import (
 )
 from sb3_diffusion.analysis.__main__ import parse_args
 from sb3_diffusion.analysis.bound import cell_volume, fit_control, make_grid, measure_gap, peaks_log_prob
+from sb3_diffusion.analysis.command_line import environment
 from sb3_diffusion.analysis.mixture import AnnealTemperature
 from sb3_diffusion.analysis.modes import get_chain_policy
-from sb3_diffusion.analysis.results import read_details
+from sb3_diffusion.analysis.results import read_details, read_results
 from sb3_diffusion.analysis.sweep import seconds_per_step, variants_of
 from sb3_diffusion.common.chain import gaussian_log_prob
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
@@ -299,3 +300,21 @@ def test_wrong_values_on_the_command_line(command, message, monkeypatch, capsys)
         parse_args()
     assert ended.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_tasks_are_found_by_the_full_id(tmp_path):
+    env_id = environment("sb3_diffusion:MultiGoal-v0")
+    settings = dict(seeds=[0], eval_every=40, learning_starts=20, policy_kwargs=dict(net_arch=[8]))
+    results = k_sweep(env_id, 40, tmp_path / "sweep.csv", [1], **settings)
+    assert set(results["env"]) == {"MultiGoal-v0"} and (results["seconds"] >= 0).all()
+
+
+def test_another_table_is_no_table_of_results(tmp_path):
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"other\.csv is no table of results, it has no column env"):
+        read_results(tmp_path / "other.csv")
+
+
+def test_a_training_without_an_update_is_refused():
+    with pytest.raises(ValueError, match="learning_starts=100: the run has 10 steps"):
+        fit_mixture(1, 10, learning_starts=100)

@@ -49,7 +49,8 @@ def fill(buffer, obs):
         buffer.add(obs(t), th.randn(K + 1, N, D), np.full(N, t, dtype=np.float32), np.array([t == 0, t in (0, 3)]))
     for steps in (slice(0, 2), slice(2, T)):
         buffer.set_evaluation(steps, *th.randn(3, K, len(range(T)[steps]) * N))
-    buffer.compute_returns_and_advantage(th.zeros(N, 1), np.array([False, True]), ent_coef=0.5)
+    buffer.temperature = 0.5
+    buffer.compute_returns_and_advantage(th.zeros(N, 1), np.array([False, True]))
 
 
 def test_minibatches_keep_chains_together():
@@ -88,7 +89,8 @@ def test_soft_rewards():
     buffer.add(np.zeros((1, 1)), th.zeros(K + 1, 1, D), np.array([2.0]), np.array([True]))
     costs = th.tensor([[1.0], [2.0], [4.0]])
     buffer.set_evaluation(slice(0, 1), th.zeros(K, 1), th.zeros(K, 1), costs)
-    buffer.compute_returns_and_advantage(th.zeros(1), np.array([True]), ent_coef=0.1)
+    buffer.temperature = 0.1
+    buffer.compute_returns_and_advantage(th.zeros(1), np.array([True]))
     # Step k collects the reward and the costs of the steps from k on
     np.testing.assert_allclose(buffer.step_returns[0, 0], [2 - 0.1, 2 - 0.3, 2 - 0.7], rtol=1e-6)
 

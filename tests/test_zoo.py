@@ -13,6 +13,7 @@ import optuna
 import pytest
 import yaml
 from gymnasium.envs.classic_control import PendulumEnv
+from rl_zoo3.callbacks import ParallelTrainCallback
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
@@ -123,6 +124,23 @@ def test_a_users_file_may_have_the_full_id(tmp_path):
     assert has_entry(str(tmp_path / "full.yml"), "sb3_diffusion:MultiGoal-v0")
     assert not has_entry(str(tmp_path / "full.yml"), "sb3_diffusion:TSP-v0")
     assert not has_entry(None, "sb3_diffusion:MultiGoal-v0") and not has_entry("my.module", "sb3_diffusion:MultiGoal-v0")
+
+
+def test_a_comment_is_no_entry_and_a_module_may_have_one(tmp_path, monkeypatch):
+    (tmp_path / "user.yml").write_text("MultiGoal-v0:\n  # also for sb3_diffusion:MultiGoal-v0\n  n_timesteps: 10\n")
+    (tmp_path / "users_module.py").write_text("hyperparams = {'sb3_diffusion:MultiGoal-v0': {}}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not has_entry(str(tmp_path / "user.yml"), "sb3_diffusion:MultiGoal-v0")
+    assert has_entry(str(tmp_path / "users_module.py"), "sb3_diffusion:MultiGoal-v0")
+    assert has_entry("users_module", "sb3_diffusion:MultiGoal-v0")
+
+
+@pytest.mark.parametrize("algorithm", [DiffTQC, DiffCrossQ, DiffSAC])
+def test_parallel_training_copies_a_model_by_its_class(algorithm):
+    model = algorithm("MlpPolicy", "Pendulum-v1", learning_starts=10, diffusion_steps=3, policy_kwargs=dict(net_arch=[8]))
+    callback = ParallelTrainCallback(gradient_steps=1)
+    callback.init_callback(model)
+    assert type(callback._model) is algorithm
 
 
 def test_environments_by_their_full_id(tmp_path):

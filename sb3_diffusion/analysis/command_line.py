@@ -1,6 +1,7 @@
 """Types of command-line arguments, and errors of one line."""
 
 import argparse
+import importlib
 import json
 import math
 import sys
@@ -16,7 +17,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 def json_object(text: str) -> dict[str, Any]:
     """
     :param text: JSON
-    :return: its number
+    :return: its value
     :raises ArgumentTypeError: if it is not an object
     """
     try:
@@ -63,7 +64,9 @@ def environment(text: str) -> str:
     :raises ArgumentTypeError: if Gymnasium does not know it
     """
     try:
-        gym.spec(text)
+        if ":" in text:
+            importlib.import_module(text.partition(":")[0])
+        gym.spec(text.rpartition(":")[2])
     except (gym.error.Error, ImportError) as error:
         raise argparse.ArgumentTypeError(" ".join(str(error).split())) from error
     return text

@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_diffusion.analysis.modes import mode_coverage
+from sb3_diffusion.analysis.runner import check_training
 from sb3_diffusion.diffsac.diffsac import DiffSAC
 
 MIXTURE_STEPS = 20_000
@@ -52,7 +53,7 @@ def fit_mixture(diffusion_steps: int, n_steps: int = MIXTURE_STEPS, seed: int = 
     :param seed: seed
     :param kwargs: other arguments of DiffSAC
     :return: the total-variation distance to the mixture, in the mean over the headings and at the worst
-    :raises ValueError: for an ``ent_coef``, which falls to 1 here
+    :raises ValueError: for an ``ent_coef``, which falls to 1 here, or a training that would end without an update
     """
     if "ent_coef" in kwargs:
         raise ValueError("ent_coef is not free: the mixture is the best policy at temperature 1, to which it falls from 40")
@@ -79,6 +80,7 @@ def fit_mixture(diffusion_steps: int, n_steps: int = MIXTURE_STEPS, seed: int = 
         device="cpu",
     )
     model = DiffSAC("MlpPolicy", env, diffusion_steps=diffusion_steps, **{**settings, **kwargs})
+    check_training(model, n_steps)
     model.learn(n_steps, callback=AnnealTemperature(HOT, 1.0, n_steps))
     distance = mode_coverage(model, env)["total_variation"]
     return {

@@ -64,10 +64,17 @@ def read_results(path: str | Path) -> pd.DataFrame:
     :param path: CSV file of a campaign
     :return: a row for each evaluation: ``env``, ``name`` of the variant, ``seed``, ``step``, ``return`` and so on; without
         rows if the file is missing
+    :raises ValueError: if the file has something else
     """
     if not Path(path).exists():
         return pd.DataFrame(columns=[*_KEYS, "step"])
-    return pd.read_csv(path, dtype={"env": str, "name": str})
+    try:
+        results = pd.read_csv(path, dtype={"env": str, "name": str})
+    except ValueError as error:
+        raise ValueError(f"{path} is no table of results: {error}") from error
+    if missing := [name for name in (*_KEYS, "step") if name not in results.columns]:
+        raise ValueError(f"{path} is no table of results, it has no column {', '.join(missing)}: choose another file")
+    return results
 
 
 def keys(results: pd.DataFrame) -> pd.Series:

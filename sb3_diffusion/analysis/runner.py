@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import TrainFreq
 from tqdm import tqdm
 
 from sb3_diffusion.analysis.evaluation import EvaluationPoints
@@ -80,9 +81,14 @@ class Run:
             raise ValueError(f"settings={self.settings}: {error}. Give a class or function as 'module:name'") from error
 
     @property
+    def task(self) -> str:
+        """Id of the environment, without the module that registers it."""
+        return self.env.split(":")[-1]
+
+    @property
     def key(self) -> str:
         """Name of the run, unique in a campaign."""
-        return f"{self.env.split(':')[-1]} {self.name} {self.seed}"
+        return f"{self.task} {self.name} {self.seed}"
 
     def as_json(self) -> dict[str, Any]:
         """
@@ -125,8 +131,12 @@ def execute(run: Run, work: str | Path) -> dict[str, Any]:
     folder = Path(work) / run.key
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
-        if (folder / RESULT).exists():
-            result = json.loads((folder / RESULT).read_text())
+        result = json.loads((folder / RESULT).read_text()) if (folder / RESULT).exists() else None
+        if result is not None and not result["points"] and result["run"] != run.as_json():
+            # Its settings may be what ended it before the first evaluation
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            result = None
+        if result is not None:
             _check_same(run, result["run"], folder)
         else:
             result = {"run": run.as_json(), "made_with": provenance(), "resumed_at": [], "points": []}
@@ -284,10 +294,27 @@ def _check_settings(runs: list[Run]) -> None:
     for run in {(run.name, run.env): run for run in runs}.values():
         try:
             off_policy = issubclass(pkgutil.resolve_name(run.algorithm), OffPolicyAlgorithm)
-            run.make_model(**({"buffer_size": 10} if off_policy else {}))
+            model = run.make_model(**({"buffer_size": 10} if off_policy else {}))
+            if isinstance(model, OffPolicyAlgorithm):
+                check_training(model, run.steps)
         except Exception as error:
             # Whatever environments and algorithms say
             raise ValueError(f"{run.key} cannot begin: {type(error).__name__}: {error}") from error
+
+
+def check_training(model: OffPolicyAlgorithm, steps: int) -> None:
+    """
+    :param model: model, before its training
+    :param steps: steps of the environment
+    :raises ValueError: if the training would end without an update
+    """
+    assert isinstance(model.train_freq, TrainFreq)
+    if not model.learning_starts < steps:
+        raise ValueError(f"learning_starts={model.learning_starts}: the run has {steps} steps, and would never learn")
+    if model.gradient_steps == 0 or model.train_freq.frequency < 1:
+        raise ValueError(
+            f"gradient_steps={model.gradient_steps}, train_freq={model.train_freq.frequency}: the run would never learn"
+        )
 
 
 def _in_processes(runs: list[Run], work: Path, jobs: int | None) -> Iterator[Outcome]:

@@ -85,9 +85,9 @@ def measure_cost(runs: list[Run], path: str | Path) -> None:
     :param runs: runs of off-policy algorithms
     :param path: CSV file of the campaign
     """
-    for env in dict.fromkeys(run.env for run in runs):
-        variants = {run.name: run for run in runs if run.env == env}
-        details, key = read_details(path), f"{env} seconds per step"
+    for task in dict.fromkeys(run.task for run in runs):
+        variants = {run.name: run for run in runs if run.task == task}
+        details, key = read_details(path), f"{task} seconds per step"
         if not variants.keys() <= details.get(key, {}).get("seconds", {}).keys():
             seconds = seconds_per_step(list(variants.values()))
             write_details(path, {**details, key: {"seconds": seconds, "made_with": provenance()}})

@@ -133,7 +133,8 @@ def is_untouched(module: th.nn.Module, cls: type) -> bool:
         has no hooks and no ``forward`` of its own
     """
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is cls and not any(hooks) and "forward" not in vars(module)
+    hooked = any(hooks) or th.nn.modules.module._has_any_global_hook()
+    return type(module) is cls and not hooked and "forward" not in vars(module)
 
 
 def is_recorded() -> bool:

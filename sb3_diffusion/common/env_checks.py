@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
@@ -35,8 +36,31 @@ class EnvCheckMixin(BaseAlgorithm):
         _watch_environments(self.env)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self._last_obs is not None
-        check_observations("first observation", self._last_obs, self.observation_space, self.n_envs, self._vec_normalize_env)
+        check_observations(
+            "first observation",
+            self._last_obs,
+            self.observation_space,
+            self.n_envs,
+            self._vec_normalize_env,
+            self._reads_all_numbers(),
+        )
         return result
+
+    def _reads_all_numbers(self) -> bool:
+        """Whether NaN in an observation would reach the networks: a user's features extractor may replace it."""
+        return self.policy.features_extractor_class in (FlattenExtractor, NatureCNN, CombinedExtractor)
+
+    def _check_transition(
+        self,
+        reward: npt.ArrayLike,
+        new_obs: Any,
+        dones: npt.ArrayLike,
+        infos: list[dict[str, Any]],
+        only_truncated: bool = False,
+    ) -> None:
+        """See :func:`check_transition`."""
+        vec_normalize, finite = self._vec_normalize_env, self._reads_all_numbers()
+        check_transition(reward, new_obs, dones, infos, self.observation_space, vec_normalize, finite, only_truncated)
 
 
 def _check_observation(
@@ -74,6 +98,8 @@ def fits_dtype(array: np.ndarray, dtype: np.dtype) -> bool:
     :param dtype: dtype
     :return: whether nothing but the precision of real numbers is lost in that dtype
     """
+    if array.dtype.kind == "O" and all(isinstance(number, numbers.Number) for number in array.flat):
+        array = array.astype(np.float64)
     if array.dtype.kind not in "biuf" or dtype.kind == "f":
         return array.dtype.kind in "biuf"
     with np.errstate(invalid="ignore"):
@@ -87,6 +113,8 @@ def check_transition(
     infos: list[dict[str, Any]],
     observation_space: spaces.Space,
     vec_normalize: VecNormalize | None = None,
+    finite: bool = True,
+    only_truncated: bool = False,
 ) -> None:
     """
     :param reward: rewards of one step of the environments
@@ -95,20 +123,24 @@ def check_transition(
     :param infos: ``infos`` of the environments
     :param observation_space: space of the observations
     :param vec_normalize: normalisation that they have passed through, if any
+    :param finite: whether observations must be finite
+    :param only_truncated: whether the last observation of an episode counts only where it was cut off, as in PPO
     :raises ValueError: if a reward is not a number, an observation does not fit its space, or either is NaN or infinite
     """
     # Some environments have nothing to say in their infos, not even a dict for each
-    n_envs = len(np.asarray(dones))
+    n_envs = np.size(dones)
     _check_reward(reward, (n_envs,))
     if vec_normalize is not None:
         check_finite_array("reward", vec_normalize.get_original_reward())
-    check_observations("observation", new_obs, observation_space, n_envs, vec_normalize)
+    check_observations("observation", new_obs, observation_space, n_envs, vec_normalize, finite)
     check_dtype = vec_normalize is None
-    for done, info in zip(np.asarray(dones), infos, strict=False):
-        last = info.get("terminal_observation") if done else None
+    for done, info in zip(np.ravel(dones), infos, strict=False):
+        counts = done and (info.get("TimeLimit.truncated", False) or not only_truncated)
+        last = info.get("terminal_observation") if counts else None
         if last is not None:
             _check_observation("terminal observation", last, observation_space, (), check_dtype)
-            check_finite_array("terminal observation", last)
+            if finite:
+                check_finite_array("terminal observation", last)
 
 
 def check_observations(
@@ -117,6 +149,7 @@ def check_observations(
     observation_space: spaces.Space,
     n_envs: int,
     vec_normalize: VecNormalize | None = None,
+    finite: bool = True,
 ) -> None:
     """
     :param name: name, for the error
@@ -124,15 +157,19 @@ def check_observations(
     :param observation_space: their space
     :param n_envs: number of environments
     :param vec_normalize: normalisation that they have passed through, if any
+    :param finite: whether they must be finite
     :raises ValueError: if they do not fit their space, or an entry is NaN or infinite
     """
     _check_observation(name, obs, observation_space, (n_envs,), check_dtype=vec_normalize is None)
-    check_finite_array(name, obs)
-    if vec_normalize is not None:
+    if finite:
+        check_finite_array(name, obs)
+    # Before its first reset or step it has none
+    if vec_normalize is not None and hasattr(vec_normalize, "old_obs"):
         # Normalisation clips infinite values, but it has counted them
         original = vec_normalize.get_original_obs()
         _check_observation(name, original, vec_normalize.venv.observation_space, (n_envs,))
-        check_finite_array(name, original)
+        if finite:
+            check_finite_array(name, original)
 
 
 def _check_reward(reward: npt.ArrayLike, shape: tuple[int, ...]) -> None:
@@ -140,8 +177,7 @@ def _check_reward(reward: npt.ArrayLike, shape: tuple[int, ...]) -> None:
     array = np.asarray(reward)
     if array.dtype.kind == "O" and all(isinstance(number, numbers.Real) for number in array.flat):
         array = array.astype(np.float64)
-    # One number for one environment is broadcast
-    if (array.shape != shape and not (array.shape == () and shape == (1,))) or array.dtype.kind not in "biuf":
+    if not _fits_shape(array.shape, shape) or array.dtype.kind not in "biuf":
         raise ValueError(f"reward must be one number for each environment, not {reward!r}. Look at the environment's step()")
     check_finite_array("reward", array)
 
@@ -159,7 +195,8 @@ def _watch_environments(env: VecEnv | None) -> None:
     into its arrays; and the spaces of those in other processes now, of which SB3 has asked the first one only.
     """
     base = _innermost(env)
-    if isinstance(base, DummyVecEnv):
+    own = getattr(vars(base).get("_save_obs"), "func", None) if base is not None else None
+    if type(base) is DummyVecEnv and ("_save_obs" not in vars(base) or own is _save_checked_observation):
         # Beneath wrappers, and not as one, so that set_attr() still reaches the user's outermost
         base._save_obs = partial(_save_checked_observation, base, {})  # type: ignore[method-assign]
     elif isinstance(base, SubprocVecEnv):
@@ -177,7 +214,8 @@ def _save_checked_observation(
 ) -> None:
     """Check an observation, then do what ``DummyVecEnv._save_obs`` does."""
     env = base.envs[index]
-    now, before = (env.observation_space, env.action_space), known.get(index)
+    now = env.observation_space, getattr(env, "action_space", base.action_space)
+    before = known.get(index)
     # A comparison takes longer than a step of some environments
     if before is None or now[0] is not before[0] or now[1] is not before[1]:
         _check_spaces(index, now, base)
@@ -212,10 +250,12 @@ def _have_one_form(first: spaces.Space, second: spaces.Space) -> bool:
 
 
 def _are_same_actions(first: spaces.Space, second: spaces.Space) -> bool:
-    """Whether two spaces of actions are equal but for the precision of real numbers."""
+    """Whether two spaces of actions are equal but for rounding and the precision of numbers."""
     if isinstance(first, spaces.Box) and isinstance(second, spaces.Box) and first.shape == second.shape:
-        bounds = (np.array_equal(getattr(first, name), getattr(second, name)) for name in ("low", "high"))
-        return (first.dtype == second.dtype or first.dtype.kind == second.dtype.kind == "f") and all(bounds)
+        bounds = (np.allclose(getattr(first, name), getattr(second, name)) for name in ("low", "high"))
+        return first.dtype.kind == second.dtype.kind and all(bounds)
+    if isinstance(first, spaces.Discrete) and isinstance(second, spaces.Discrete):
+        return (first.n, first.start) == (second.n, second.start)
     return first == second
 
 

@@ -39,21 +39,6 @@ def time_features(diffusion_steps: int, n_features: int = TIME_FEATURES) -> th.T
     return th.cat((th.sin(angles), th.cos(angles)), dim=1).float()
 
 
-def use_relu_in_place(network: nn.Module, activation_fn: Callable[..., nn.Module]) -> nn.Module:
-    """
-    Spare each ``ReLU`` a copy of its input, which in a multilayer perceptron nothing else needs: half of what it costs on
-    a CPU is memory traffic.
-
-    :param network: multilayer perceptron, changed in place
-    :param activation_fn: class of its activations; modules of the user's own stay as they are
-    :return: the same network
-    """
-    for module in network.modules() if activation_fn is nn.ReLU else ():
-        if isinstance(module, nn.ReLU):
-            module.inplace = True
-    return network
-
-
 def _is_plain_linear(layer: nn.Module) -> bool:
     """
     :param layer: layer
@@ -103,7 +88,7 @@ class DenoisingNetwork(nn.Module):
         normalize = None if encoder_batch_norm is None else partial(NativeBatchRenorm1d, **encoder_batch_norm)
         pre_linear_modules: list[Any] = [] if normalize is None else [normalize]
         layers = create_mlp(features_dim, -1, encoder_arch, activation_fn, pre_linear_modules=pre_linear_modules)
-        self.encoder = use_relu_in_place(nn.Sequential(*layers), activation_fn)
+        self.encoder = nn.Sequential(*layers)
         set_batch_renorm_training(self.encoder, False)
         self.action_dim = action_dim
         width = denoiser_arch[0]

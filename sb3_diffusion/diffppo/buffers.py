@@ -112,6 +112,8 @@ class ChainRolloutBuffer(RolloutBuffer):
     ):
         self.diffusion_steps = diffusion_steps
         self.gae_lambda_diffusion = gae_lambda_diffusion
+        # Of the rollout, in units of the reward
+        self.temperature = 0.0
         super().__init__(buffer_size, observation_space, flat_action_space(action_space), *args, **kwargs)
 
     def reset(self) -> None:
@@ -171,16 +173,15 @@ class ChainRolloutBuffer(RolloutBuffer):
         x = flat(self.actions)
         return obs, x.reshape(len(x), self.diffusion_steps + 1, -1).transpose(0, 1)
 
-    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray, ent_coef: float = 0.0) -> None:
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
-        Advantages of all denoising steps, with soft rewards: each step costs ``ent_coef`` times its ``step_costs``. SB3's
+        Advantages of all denoising steps, with soft rewards: each step costs ``temperature`` times its ``step_costs``. SB3's
         arrays get what PPO would compute from the values of the first steps and the environments' rewards.
 
         :param last_values: ``V(s, x_K, K)`` after the last step, one for each environment
         :param dones: whether the last step ended an episode, one for each environment
-        :param ent_coef: temperature alpha
         """
-        rewards = -ent_coef * self.step_costs
+        rewards = -self.temperature * self.step_costs
         rewards[..., 0] += self.rewards
         self.step_advantages = chain_gae(
             rewards,

@@ -26,7 +26,7 @@ from sb3_diffusion.common.arguments import (
 from sb3_diffusion.common.categories import DISCRETE_SPACES, is_discrete, latent_dim
 from sb3_diffusion.common.chain import draw_steps, take_steps
 from sb3_diffusion.common.checks import check_no_sde, is_untouched, merge_kwargs, optimize
-from sb3_diffusion.common.env_checks import EnvCheckMixin, check_transition, report_dead_workers
+from sb3_diffusion.common.env_checks import EnvCheckMixin, report_dead_workers
 from sb3_diffusion.common.losses import clip_range_by_step, clipped_surrogate_loss, clipped_value_loss
 from sb3_diffusion.common.noise_schedule import MAX_DIFFUSION_STEPS, NOISE_SCHEDULES
 from sb3_diffusion.common.wrappers import AugmentedSpace
@@ -332,9 +332,10 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         self.temperature = TemperatureSchedule(self.ent_coef)(self._current_progress_remaining)
         rollout_buffer.reset()
         callback.on_rollout_start()
+        n_steps = 0
         own_values: list[th.Tensor] = []
 
-        for _ in range(n_rollout_steps):
+        while n_steps < n_rollout_steps:
             with th.no_grad():
                 x, *of_own_forward = self._sample_path(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
                 own_values += of_own_forward
@@ -342,7 +343,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
             actions = clipped_actions = self.policy.process.env_action(x[0])
             with report_dead_workers(env, callback):
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
-            check_transition(rewards, new_obs, dones, infos, self.observation_space, self._vec_normalize_env)  # type: ignore[arg-type]
+            self._check_transition(rewards, new_obs, dones, infos, only_truncated=True)
             self.num_timesteps += env.num_envs
 
             # Give access to local variables
@@ -351,7 +352,9 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
                 return False
 
             self._update_info_buffer(infos, dones)
-            rewards = np.array(rewards, dtype=np.float32)  # a copy, and integers would lose what is added to them
+            n_steps += 1
+            # A copy, and integers would lose what is added to them
+            rewards, dones = np.array(rewards, dtype=np.float32).reshape(env.num_envs), np.reshape(dones, env.num_envs)
             self._bootstrap_timeouts(rewards, dones, infos)
             rollout_buffer.add(self._last_obs, x, rewards, self._last_episode_starts)  # type: ignore[arg-type]
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
@@ -361,7 +364,8 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         self._evaluate_rollout(rollout_buffer)
         if own_values:
             rollout_buffer.set_values(th.stack(own_values))
-        rollout_buffer.compute_returns_and_advantage(last_values, dones, self.temperature)
+        rollout_buffer.temperature = self.temperature
+        rollout_buffer.compute_returns_and_advantage(last_values, dones)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True

@@ -21,7 +21,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from sb3_diffusion.common.batch_renorm import fold_batch_renorm, set_batch_renorm_training, use_native_batch_renorm
 from sb3_diffusion.common.checks import check_choice, check_fraction, check_integer, check_positive, is_untouched
 from sb3_diffusion.common.losses import ValueFn, soft_bellman_target, squared_bellman_error
-from sb3_diffusion.common.score_network import use_relu_in_place
 
 Parts = dict[str, Any]
 
@@ -74,10 +73,7 @@ class CriticRule:
         :param kwargs: arguments of ``network_class``
         :return: a critic's network
         """
-        network = self.network_class(**kwargs)
-        for q_net in network.q_networks:  # type: ignore[union-attr]
-            use_relu_in_place(q_net, kwargs.get("activation_fn", nn.ReLU))
-        return network
+        return self.network_class(**kwargs)
 
     def join(self, q_values: Sequence[th.Tensor] | th.Tensor) -> th.Tensor:
         """
@@ -180,9 +176,10 @@ class CriticRule:
         average = get_ema_multi_avg_fn(1 - tau)  # as SB3's polyak_update, in one operation
         average(list(critic_target.parameters()), list(critic.parameters()), None)
         # Copy running stats, see SB3's GH issue #996
-        for (name, buffer), buffer_target in zip(critic.named_buffers(), critic_target.buffers(), strict=True):
+        targets = dict(critic_target.named_buffers())
+        for name, buffer in critic.named_buffers():
             if "running_" in name or name.rpartition(".")[2] in _RENORM_STATISTICS:
-                buffer_target.copy_(buffer)
+                targets[name].copy_(buffer)
 
 
 class _BatchRenormCritic(CrossQCritic):

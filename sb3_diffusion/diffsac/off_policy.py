@@ -38,7 +38,7 @@ from sb3_diffusion.common.batch_renorm import set_batch_renorm_training
 from sb3_diffusion.common.categories import DISCRETE_SPACES, check_stored_action_space, is_discrete
 from sb3_diffusion.common.chain import Chain, ChainSteps, draw_steps, take_steps
 from sb3_diffusion.common.checks import check_no_sde, merge_kwargs, optimize, parse_auto
-from sb3_diffusion.common.env_checks import EnvCheckMixin, check_transition, report_dead_workers
+from sb3_diffusion.common.env_checks import EnvCheckMixin, report_dead_workers
 from sb3_diffusion.common.losses import (
     ValueFn,
     latent_value_and_gradient,
@@ -278,7 +278,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
             obs, next_obs = replay_data.observations, replay_data.next_observations
             if update_actor:
                 context = self._encode_for_update(obs)  # (n B, W)
-                chain, chain_steps, log_prob, next_actions, next_log_prob = self._sample_chains(context, next_obs)
+                chain, chain_steps, log_prob, next_actions, next_log_prob = self._sample_chains(obs, context, next_obs)
             else:
                 with th.no_grad():
                     next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
@@ -355,26 +355,30 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         return context if self.n_action_samples == 1 else context.repeat(self.n_action_samples, 1)
 
     def _sample_chains(
-        self, context: th.Tensor, next_obs: PyTorchObs
+        self, obs: PyTorchObs, context: th.Tensor, next_obs: PyTorchObs
     ) -> tuple[Chain, ChainSteps, th.Tensor, th.Tensor, th.Tensor]:
         """
-        Sample actions at these and at the next observations, in one batch unless gradients have to pass through the chain.
+        Sample actions at these and at the next observations, in one batch unless gradients have to pass through the chain or
+        the actor has an ``action_log_prob`` of the user's own.
 
+        :param obs: observations, B of them
         :param context: encoded observations, n times, (n B, W)
         :param next_obs: next observations
         :return: the chains at the observations, or their ends alone where no gradient passes through them; the steps of them
-            that the actor's update takes once more; bound on the log-probability of their actions, (n B,); the actions
+            that the actor's update takes once more; bound on the log-probability of actions there, (n B,) or (B,); the actions
             at the next observations, (B, d), and the bound on theirs, (B,)
         """
         schedule, process, n_chains = self.actor.schedule, self.actor.process, len(context)
         steps = draw_steps(schedule.diffusion_steps, self.denoising_steps_per_update, n_chains, context.device)
         pathwise = self.actor_loss == "pathwise"
-        if pathwise or type(self.actor).action_log_prob is not DiffusionActor.action_log_prob:
+        own = getattr(self.actor.action_log_prob, "__func__", None) is not DiffusionActor.action_log_prob
+        if pathwise or own:
             with th.no_grad():
                 next_actions, next_log_prob = self.actor.action_log_prob(next_obs)
             with th.set_grad_enabled(pathwise):
                 chain = self.actor.sample(context)
-            log_prob = process.action_log_prob(schedule, chain).detach()
+            with th.no_grad():
+                log_prob = self.actor.action_log_prob(obs)[1] if own else process.action_log_prob(schedule, chain)
             return chain, chain.take(steps), log_prob, next_actions, next_log_prob
         with th.no_grad():
             chains = self.actor.sample(th.cat((context, self.actor.encode(next_obs))))
@@ -560,7 +564,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        check_transition(reward, new_obs, dones, infos, self.observation_space, self._vec_normalize_env)
+        self._check_transition(reward, new_obs, dones, infos)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _excluded_save_params(self) -> list[str]:

@@ -39,7 +39,7 @@ def sample_transitions(
     :param env: normalises what is drawn
     :return: transitions
     """
-    if recency == 1 or type(buffer).sample not in _UNIFORM:
+    if recency == 1 or getattr(buffer.sample, "__func__", None) not in _UNIFORM:
         return buffer.sample(batch_size, env=env)
     return buffer._get_samples(recent_indices(buffer, batch_size, recency), env=env)
 

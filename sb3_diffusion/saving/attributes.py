@@ -28,9 +28,11 @@ from sb3_diffusion.saving.json_codec import (
 # Far beyond use, and small enough that a model is built and acts at once
 _MAX_N_STEPS = 10_000
 _MAX_LAYERS = 64
-_MAX_TRANSITIONS = 10**7
+_MAX_TRANSITIONS = 10**9
 _MAX_CATEGORIES = 2**20
-_MAX_ENVS = 10**4
+_MAX_ENVS = 10**7
+# Characters of what an environment adds to an episode's statistics, in its plain form
+_MAX_INFO_SIZE = 10_000
 
 
 def one_of(classes: Mapping[str, type]) -> Kind:
@@ -67,12 +69,11 @@ def _is_episode(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value has a plain form."""
+    """Whether a value has a plain form that is not too long for the statistics of an episode."""
     try:
-        encode(value)
+        return len(str(encode(value))) <= _MAX_INFO_SIZE
     except NotPlain:
         return False
-    return True
 
 
 def keep_plain(name: str, value: Any) -> Any:
@@ -86,7 +87,8 @@ def keep_plain(name: str, value: Any) -> Any:
     if name == "tensorboard_log" and isinstance(value, pathlib.PurePath):
         return str(value)
     if name == "ep_info_buffer" and isinstance(value, deque):
-        episodes = ({key: item for key, item in episode.items() if _is_plain({key: item})} for episode in value)
+        known = (episode for episode in value if _is_episode(episode))
+        episodes = ({key: item for key, item in episode.items() if _is_plain({key: item})} for episode in known)
         return deque(episodes, maxlen=value.maxlen)
     if name == "ep_success_buffer" and isinstance(value, deque):
         return deque(filter(_is_plain, value), maxlen=value.maxlen)
@@ -110,16 +112,20 @@ def _is_small_discrete(value: Any) -> bool:
 
 _SCHEDULE = Kind("a number or a schedule", is_schedule)
 _WIDTHS = several(whole(1, 2**24), _MAX_LAYERS)
+_WIDTHS_BY_NETWORK = table(pi=_WIDTHS, qf=_WIDTHS, vf=_WIDTHS, denoiser=_WIDTHS)
 OBSERVATION = optional(Kind("an array, or a dict of arrays", _is_observation))
 _EPISODES = Kind("a deque of episodes", lambda value: type(value) is deque and all(map(_is_episode, value)))
 _SUCCESSES = Kind("a deque", lambda value: type(value) is deque)
-_BOOLEANS = Kind("an array of booleans", lambda value: isinstance(value, np.ndarray) and value.dtype.kind == "b")
+_DONES = Kind("an array of booleans or numbers", lambda value: isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
+# Stable-Baselines3 takes a number for a flag, and a real one for an integer
+_SWITCH = either(FLAG, number())
 _STRATEGY = either(TEXT, instance(GoalSelectionStrategy))
 _HYPERPARAMETER = either(number(0), optional(FLAG), several(number(0), 4))
 
 # Keyword arguments of policies: Stable-Baselines3's, and networks and activations of the chain
 _POLICY_KWARGS: dict[str, Kind] = dict(
-    net_arch=optional(either(_WIDTHS, table(pi=_WIDTHS, qf=_WIDTHS, vf=_WIDTHS, denoiser=_WIDTHS))),
+    # A list around the dict is Stable-Baselines3's old form
+    net_arch=optional(either(_WIDTHS, _WIDTHS_BY_NETWORK, several(_WIDTHS_BY_NETWORK, 1))),
     activation_fn=one_of(ACTIVATIONS),
     denoiser_activation_fn=one_of(ACTIVATIONS),
     denoiser_class=optional(one_of(DENOISERS)),
@@ -162,14 +168,14 @@ ATTRIBUTES: dict[str, Kind] = dict(
     tensorboard_log=optional(instance(str)),
     ep_info_buffer=optional(_EPISODES),
     ep_success_buffer=optional(_SUCCESSES),
-    _last_episode_starts=optional(_BOOLEANS),
+    _last_episode_starts=optional(_DONES),
     _current_progress_remaining=number(),
     n_envs=whole(1, _MAX_ENVS),
     start_time=number(0),
     sde_sample_freq=whole(-1),
     **dict.fromkeys(("_last_obs", "_last_original_obs"), OBSERVATION),
-    **dict.fromkeys(("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_episode_num", "_n_updates"), whole()),
-    **dict.fromkeys(("verbose", "learning_starts"), whole()),
+    **dict.fromkeys(("num_timesteps", "_num_timesteps_at_start", "_episode_num", "_n_updates"), whole()),
+    **dict.fromkeys(("verbose", "learning_starts", "_total_timesteps", "gradient_steps"), _SWITCH),
     _stats_window_size=whole(1),
     # Off-policy
     buffer_size=whole(1, _MAX_TRANSITIONS),
@@ -183,16 +189,16 @@ ATTRIBUTES: dict[str, Kind] = dict(
         copy_info_dict=FLAG,
     ),
     train_freq=either(whole(1), instance(TrainFreq)),
-    gradient_steps=whole(-1),
     target_entropy=number(),
     target_update_interval=whole(1),
-    **dict.fromkeys(("use_sde", "use_sde_at_warmup", "optimize_memory_usage", "normalize_advantage"), FLAG),
+    **dict.fromkeys(("use_sde", "use_sde_at_warmup"), FLAG),
+    **dict.fromkeys(("optimize_memory_usage", "normalize_advantage"), _SWITCH),
     # On-policy
     rollout_buffer_class=optional(subclass_of(RolloutBuffer)),
     rollout_buffer_kwargs=table(),
     clip_range=_SCHEDULE,
     clip_range_vf=optional(_SCHEDULE),
-    **dict.fromkeys(("vf_coef", "max_grad_norm"), number(0)),
+    vf_coef=number(0),
     target_kl=optional(number(0)),
     n_epochs=whole(1),
     # Both

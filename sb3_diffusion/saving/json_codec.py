@@ -30,6 +30,7 @@ from sb3_diffusion.common.graph_denoiser import GraphDenoiser
 from sb3_diffusion.saving.archive import UnsafeModelError, show
 
 _MAX_DEPTH = 16
+_MAX_DIMENSIONS = 8
 
 # Bytes of the JSON, and signs of it that may each become an object many times as long
 _MAX_JSON_SIZE = 64 * 2**20
@@ -146,7 +147,7 @@ def _make_train_freq(frequency: Any, unit: Any) -> TrainFreq:
 
 
 def _make_box(low: Any, high: Any) -> spaces.Box:
-    good = _is_array(low, "iuf") and _is_array(high, "iuf") and low.shape == high.shape and low.dtype == high.dtype
+    good = _is_array(low, "biuf") and _is_array(high, "biuf") and low.shape == high.shape and low.dtype == high.dtype
     expect(good and low.size > 0, "Box without bounds")
     expect(not (np.isnan(low).any() or np.isnan(high).any()), "Box whose bounds are NaN")
     return spaces.Box(low, high, dtype=low.dtype.type)
@@ -280,7 +281,7 @@ def encode(value: Any, depth: int = 0) -> Any:
         return items if isinstance(value, list) else {"tuple": items}
     if type(value) in (dict, OrderedDict):
         return {type(value).__name__: {_encode_key(key): _encode_item(key, item, depth) for key, item in value.items()}}
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
+    if isinstance(value, (np.ndarray, np.generic)) and _has_plain_type(value.dtype.str) and value.ndim <= _MAX_DIMENSIONS:
         shape = list(value.shape) if isinstance(value, np.ndarray) else None
         return {"array": [value.dtype.str, shape, base64.b64encode(value.tobytes()).decode()]}
     if isinstance(value, type) and value in _CLASS_NAMES:
@@ -352,13 +353,19 @@ def decode(value: Any, depth: int = 0) -> Any:
     return of_type.make(**{key: decode(argument, depth + 1) for key, argument in arguments.items()})
 
 
+def _has_plain_type(dtype: Any) -> bool:
+    """Whether a text is a NumPy dtype of numbers of at most 64 bits."""
+    return isinstance(dtype, str) and len(dtype) == 3 and dtype[0] in "<>|" and dtype[1] in "biuf"
+
+
 def _decode_array(dtype: Any, shape: Any, text: Any) -> Any:
     """Decode an array, or a number of NumPy's."""
-    expect(
-        isinstance(dtype, str) and len(dtype) == 3 and dtype[0] in "<>|" and dtype[1] in "biuf", "it has an array of no type"
-    )
+    expect(_has_plain_type(dtype), "it has an array of no type")
     sizes = [] if shape is None else shape
-    expect(isinstance(sizes, list) and len(sizes) <= 8 and all(map(is_integer, sizes)), "it has an array without a shape")
+    expect(
+        isinstance(sizes, list) and len(sizes) <= _MAX_DIMENSIONS and all(map(is_integer, sizes)),
+        "it has an array without a shape",
+    )
     expect(isinstance(text, str), "it has an array without entries")
     data = base64.b64decode(text, validate=True)
     of_type = np.dtype(dtype)

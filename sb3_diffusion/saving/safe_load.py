@@ -38,7 +38,7 @@ ALGORITHMS: dict[str, type["SafeLoadMixin"]] = {}
 SETTINGS = "sb3_diffusion.json"
 _SYSTEM_INFO = "system_info.txt"
 _VARIABLES = "pytorch_variables"
-_FORMAT = 1
+_FORMAT = 2
 
 # Parts of the model whose state dicts have an entry
 _STATE_DICTS = (
@@ -86,10 +86,10 @@ class SafeLoadMixin(BaseAlgorithm):
             ALGORITHMS[cls.__name__] = cls
 
     @classmethod
-    def loadable_names(cls) -> list[str]:
+    def file_names(cls) -> list[str]:
         """
-        :return: names of the classes whose files it loads: its own, and of a user's subclass also those of its bases up to the
-            first one of this package
+        :return: names under which a file of it may be loaded: its own, and of a user's subclass also those of its bases up to
+            the first one of this package. A class loads the files that share a name with it
         """
         names = []
         for base in cls.__mro__:
@@ -187,17 +187,17 @@ def _check_class(algorithm: type[SafeLoadMixin], path: str | pathlib.Path | io.B
     file = open_path(path, "r", verbose=0, suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
-            entries = archive.namelist()
-            found = json.loads(archive.read(SETTINGS)).get("algorithm") if SETTINGS in entries else None
-    except (zipfile.BadZipFile, ValueError, AttributeError):
+            settings = json.loads(archive.read(SETTINGS)) if SETTINGS in archive.namelist() else {}
+            names = [str(settings[key]) for key in ("algorithm", "base") if key in settings]
+    except (zipfile.BadZipFile, ValueError, TypeError):
         return  # SB3 says what is wrong with it
     finally:
         if isinstance(path, (str, pathlib.Path)):
             file.close()
         else:
             file.seek(0)
-    if found is None or (found not in algorithm.loadable_names() and found in ALGORITHMS):
-        what = "no model of this package" if found is None else f"a {show.repr(found)}"
+    if not set(names) & set(algorithm.file_names()):
+        what = f"a {show.repr(names[0])}" if names else "no model of this package"
         raise ValueError(f"{show.repr(str(path))} is {what}, not a {algorithm.__name__}: load it with the class that saved it")
 
 
@@ -219,7 +219,11 @@ def write_settings(algorithm: type[SafeLoadMixin], data: Mapping[str, Any]) -> s
             attributes[name] = encode(keep_plain(name, value))
         except NotPlain as error:
             not_stored[name] = str(error)
-    settings = {"format": _FORMAT, "algorithm": algorithm.__name__, "attributes": attributes, "not_stored": not_stored}
+    names = algorithm.file_names()
+    settings = {
+        **{"format": _FORMAT, "algorithm": names[0], "base": names[-1]},
+        **{"attributes": attributes, "not_stored": not_stored},
+    }
     return json.dumps(settings, allow_nan=False)
 
 
@@ -229,6 +233,7 @@ class _ModelFile(NamedTuple):
     what: str
     entries: dict[str, bytes]
     algorithm: str
+    base: str
     attributes: dict[str, Any]
     not_stored: dict[str, str]
 
@@ -249,19 +254,19 @@ def _read_model(path: str | pathlib.Path | io.BufferedIOBase) -> _ModelFile:
         )
     try:
         settings = parse(entries[SETTINGS])
-        keys = {"format", "algorithm", "attributes", "not_stored"}
+        keys = {"format", "algorithm", "base", "attributes", "not_stored"}
         expect(isinstance(settings, dict) and "format" in settings, "it has no format")
         known = type(settings["format"]) is int and settings["format"] == _FORMAT
         expect(known, f"its format is {show.repr(settings['format'])}, this version reads {_FORMAT}")
         expect(set(settings) == keys, f"it does not have the keys {', '.join(sorted(keys))}")
-        expect(isinstance(settings["algorithm"], str), "its algorithm is not a name")
+        expect(all(isinstance(settings[key], str) for key in ("algorithm", "base")), "its algorithm is not a name")
         expect(isinstance(settings["attributes"], dict), "its attributes are not a dict")
         not_stored = settings["not_stored"]
         expect(isinstance(not_stored, dict), "what it did not store is not a dict")
         expect(all(isinstance(text, str) for text in not_stored.values()), "what it did not store is not text")
     except UnsafeModelError as error:
         raise UnsafeModelError(f"{what}: {SETTINGS}: {error}") from error
-    return _ModelFile(what, entries, settings["algorithm"], settings["attributes"], not_stored)
+    return _ModelFile(what, entries, settings["algorithm"], settings["base"], settings["attributes"], not_stored)
 
 
 def _read_attributes(
@@ -305,7 +310,7 @@ def _load_model(
     """Load as SB3's ``load`` does, with a check before each step. The arguments are those of :meth:`SafeLoadMixin.load`."""
     if print_system_info:
         _print_info(file)
-    if file.algorithm not in algorithm.loadable_names():
+    if not {file.algorithm, file.base} & set(algorithm.file_names()):
         raise UnsafeModelError(f"{file.what} is of a {show.repr(file.algorithm)}, not of a {algorithm.__name__}")
     given = {name: item for name, item in (custom_objects or {}).items() if name in {**file.attributes, **file.not_stored}}
     given.update(kwargs)
@@ -365,9 +370,9 @@ def load_safe(
     :raises UnsafeModelError: for a file that is broken, crafted, or has what only unpickling could read
     """
     file = _read_model(path)
-    if file.algorithm not in ALGORITHMS:
+    if file.base not in ALGORITHMS:
         raise UnsafeModelError(f"{file.what} is of a {show.repr(file.algorithm)}: this reads {', '.join(sorted(ALGORITHMS))}")
-    return _load_model(ALGORITHMS[file.algorithm], file, env, device, custom_objects, print_system_info, force_reset, kwargs)
+    return _load_model(ALGORITHMS[file.base], file, env, device, custom_objects, print_system_info, force_reset, kwargs)
 
 
 def _print_info(file: _ModelFile) -> None:

@@ -2,11 +2,14 @@
 
 import functools
 import inspect
+import pkgutil
+import runpy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
+import yaml
 
 ALGORITHMS = ("diffcrossq", "diffppo", "diffsac", "difftqc", "diffwpo")
 _NAMESPACE = "sb3_diffusion:"
@@ -32,11 +35,12 @@ def register() -> None:
     Make RL Zoo know this package's algorithms, in a script that calls the Zoo's functions itself. Its command line needs
     no call: there the start-up hook does the same.
     """
+    import rl_zoo3.callbacks
     import rl_zoo3.exp_manager
     import rl_zoo3.hyperparams_opt
     import rl_zoo3.utils
 
-    for module in (rl_zoo3.utils, rl_zoo3.hyperparams_opt, rl_zoo3.exp_manager):
+    for module in (rl_zoo3.utils, rl_zoo3.hyperparams_opt, rl_zoo3.exp_manager, rl_zoo3.callbacks):
         patch_module(module)
 
 
@@ -44,7 +48,7 @@ def patch_module(module: ModuleType) -> None:
     """
     Add this package's algorithms to one of the Zoo's modules. What is already there stays.
 
-    :param module: ``rl_zoo3.utils``, ``rl_zoo3.hyperparams_opt`` or ``rl_zoo3.exp_manager``
+    :param module: ``rl_zoo3.utils``, ``rl_zoo3.hyperparams_opt``, ``rl_zoo3.exp_manager`` or ``rl_zoo3.callbacks``
     """
     if module.__name__ == "rl_zoo3.utils":
         from sb3_diffusion.saving.safe_load import ALGORITHMS as CLASSES
@@ -60,6 +64,8 @@ def patch_module(module: ModuleType) -> None:
             module.HYPERPARAMS_CONVERTER.setdefault(name, getattr(hyperparams_opt, f"convert_{name}_params"))
     elif module.__name__ == "rl_zoo3.exp_manager":
         _patch_experiment_manager(module.ExperimentManager)
+    elif module.__name__ == "rl_zoo3.callbacks":
+        _patch_parallel_training(module)
 
 
 def _add_environment_aliases() -> None:
@@ -76,7 +82,36 @@ def has_entry(config: str | None, env_id: str) -> bool:
     :return: whether the file names it
     """
     path = Path(config or "")
-    return path.is_file() and any(env_id in line and not line.startswith("#") for line in path.read_text().splitlines())
+    if path.suffix in (".yml", ".yaml") and path.is_file():
+        return env_id in (yaml.safe_load(path.read_text()) or {})
+    if path.is_file():
+        return env_id in runpy.run_path(str(path)).get("hyperparams", {})
+    try:
+        return config is not None and env_id in pkgutil.resolve_name(config).hyperparams
+    except (ImportError, AttributeError, ValueError):
+        return False  # the Zoo says what is wrong with it
+
+
+def _patch_parallel_training(module: Any) -> None:
+    """
+    Let the Zoo's ``ParallelTrainCallback`` copy a model of this package by its own class, and not by ``SAC`` or ``TQC``.
+    """
+    callback = module.ParallelTrainCallback
+    original = callback._init_callback
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def _init_callback(self: Any) -> None:
+        stock = module.SAC
+        if type(self.model).__name__.lower() in ALGORITHMS:
+            module.SAC = type(self.model)
+        try:
+            original(self)
+        finally:
+            module.SAC = stock
+
+    callback._init_callback = _init_callback
 
 
 def _patch_experiment_manager(manager: type) -> None:
