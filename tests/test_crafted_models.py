@@ -520,13 +520,13 @@ class TestSettings:
         settings = json.loads(entries_of(files["DiffSAC"])[SETTINGS])
         text = json.dumps(settings)
         for data in (
-            *("", "null", "[]", "1", '"text"', "{}", '{"format": 1}', text[:-1], text + "x", "\ufeff" + text, "NaN"),
+            *("", "null", "[]", "1", '"text"', "{}", '{"format": 2}', text[:-1], text + "x", "\ufeff" + text, "NaN"),
             *("[" * 200_000, '{"a":' * 100_000, "[" + "1," * 10**6 + "1]", "9" * 5000, "1e999", "-" + "9" * 30),
             *(
-                text.replace('"format": 1', f'"format": {value}')
-                for value in ("2", "true1", '"1"', "null", "[1]", "1e999", "NaN")
+                text.replace('"format": 2', f'"format": {value}')
+                for value in ("1", "true2", '"1"', "null", "[1]", "1e999", "NaN")
             ),
-            text.replace('"format": 1', '"format": 1, "format": 1'),
+            text.replace('"format": 2', '"format": 2, "format": 2'),
             text.replace('"seed": 0', '"seed": 0, "seed": 0'),
             text.replace('"verbose": 0', '"verbose": ' + "9" * 4000),
             text.replace('"verbose": 0', '"verbose": NaN'),
@@ -540,7 +540,7 @@ class TestSettings:
 
     def test_classes(self, files, marker):
         def set_algorithm(name):
-            return with_settings(files["DiffSAC"], lambda settings: settings.update(algorithm=name))
+            return with_settings(files["DiffSAC"], lambda settings: settings.update(algorithm=name, base=name))
 
         for name in (
             "SAC",
@@ -621,9 +621,11 @@ class TestSettings:
                 results["loaded"] += 1
                 assert np.isfinite(loaded.predict(np.zeros(3, dtype=np.float32))[0]).all()
         for name in settings:
-            for value in (
-                values if name != "not_stored" else [None, True, 1, [], [1], {"seed": None}, {"seed": 1}, {"other": "x"}]
-            ):
+            others = {
+                "not_stored": [None, True, 1, [], [1], {"seed": None}, {"seed": 1}, {"other": "x"}],
+                "algorithm": [value for value in values if value != "text"],  # it may be a user's subclass
+            }
+            for value in others.get(name, values):
                 refused(
                     "each setting replaced by others", with_settings(files[model], lambda s, n=name, v=value: s.update({n: v}))
                 )

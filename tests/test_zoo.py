@@ -17,6 +17,7 @@ from rl_zoo3.callbacks import ParallelTrainCallback
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.logger import Logger
 
 import sb3_diffusion
 import sb3_diffusion_zoo_hook
@@ -138,6 +139,7 @@ def test_a_comment_is_no_entry_and_a_module_may_have_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize("algorithm", [DiffTQC, DiffCrossQ, DiffSAC])
 def test_parallel_training_copies_a_model_by_its_class(algorithm):
     model = algorithm("MlpPolicy", "Pendulum-v1", learning_starts=10, diffusion_steps=3, policy_kwargs=dict(net_arch=[8]))
+    model.set_logger(Logger(None, []))
     callback = ParallelTrainCallback(gradient_steps=1)
     callback.init_callback(model)
     assert type(callback._model) is algorithm
