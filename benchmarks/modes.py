@@ -37,11 +37,6 @@ for env_id, wells in WELLS.items():
 SMALL = [64, 64]
 VARIANTS: dict[str, dict[str, Any]] = {
     "multimodal": {**MULTIMODAL_KWARGS, "policy_kwargs": {**MULTIMODAL_KWARGS["policy_kwargs"], "net_arch": SMALL}},
-    "hotter": {
-        **MULTIMODAL_KWARGS,
-        "policy_kwargs": {**MULTIMODAL_KWARGS["policy_kwargs"], "net_arch": SMALL},
-        "target_entropy": "auto_0.5",
-    },
     "default": dict(policy_kwargs=dict(net_arch=SMALL), learning_rate=2e-3, diffusion_steps=8),
 }
 

@@ -128,6 +128,10 @@ class MySAC(DiffSAC):
     pass
 
 
+class Sibling(DiffSAC):
+    pass
+
+
 def test_a_users_subclass_is_known_by_its_base(tmp_path):
     make(MySAC).save(tmp_path / "model")
     for algorithm in (DiffCrossQ, DiffTQC, DiffWPO, DiffPPO):
@@ -138,7 +142,12 @@ def test_a_users_subclass_is_known_by_its_base(tmp_path):
     for safe in (False, True):
         assert type(DiffSAC.load(tmp_path / "model", safe=safe)) is DiffSAC
         assert type(MySAC.load(tmp_path / "model", safe=safe)) is MySAC
-    assert type(load_safe(tmp_path / "model")) is DiffSAC
+    with pytest.warns(UserWarning, match="is of a 'MySAC', and loaded as the DiffSAC that it extends"):
+        assert type(load_safe(tmp_path / "model")) is DiffSAC
+    with pytest.raises(ValueError, match="not a Sibling"):
+        Sibling.load(tmp_path / "model")
+    make(DiffSAC).save(tmp_path / "base")
+    assert type(MySAC.load(tmp_path / "base", safe=True)) is MySAC
 
 
 # Environments

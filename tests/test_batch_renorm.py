@@ -156,3 +156,15 @@ def test_layers_of_ones_own_are_not_folded():
         assert th.equal(fold_batch_renorm(network)(x), network(x))
     fold_batch_renorm(nn.Sequential(training, nn.Linear(N_FEATURES, 3)))(x)
     assert training.steps == 1
+
+
+@pytest.mark.parametrize("act", [nn.Tanh(), nn.Linear(N_FEATURES, N_FEATURES)])
+def test_a_layer_that_is_there_twice_acts_twice(act):
+    renorm, linear = NativeBatchRenorm1d(N_FEATURES).eval(), nn.Linear(N_FEATURES, N_FEATURES)
+    network, x = nn.Sequential(renorm, linear, act, linear, act), th.randn(8, N_FEATURES)
+    assert th.allclose(fold_batch_renorm(network)(x), network(x), atol=1e-5)
+
+
+def test_a_network_without_batch_renormalisation_is_left_alone():
+    network = nn.Sequential(nn.Linear(N_FEATURES, 3), nn.ReLU())
+    assert fold_batch_renorm(network) is network

@@ -540,7 +540,7 @@ class TestSettings:
 
     def test_classes(self, files, marker):
         def set_algorithm(name):
-            return with_settings(files["DiffSAC"], lambda settings: settings.update(algorithm=name, base=name))
+            return with_settings(files["DiffSAC"], lambda settings: settings.update(algorithm=name))
 
         for name in (
             "SAC",
@@ -623,7 +623,7 @@ class TestSettings:
         for name in settings:
             others = {
                 "not_stored": [None, True, 1, [], [1], {"seed": None}, {"seed": 1}, {"other": "x"}],
-                "algorithm": [value for value in values if value != "text"],  # it may be a user's subclass
+                "bases": [value for value in values if value != []],
             }
             for value in others.get(name, values):
                 refused(

@@ -11,6 +11,7 @@ import multiprocessing.connection
 import pkgutil
 import re
 import shutil
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -125,7 +126,7 @@ def execute(run: Run, work: str | Path) -> dict[str, Any]:
     :param run: the run
     :param work: folder where runs keep what they need to go on; another process that has this run is waited for
     :return: ``run``, ``made_with``, ``resumed_at`` (the steps where it went on after an interruption) and ``points``
-    :raises ValueError: if the folder has the run with other settings
+    :raises ValueError: if the folder has evaluations of the run with other settings
     """
     pkgutil.resolve_name(run.algorithm)  # its module may have what a checkpoint of another module's class needs
     folder = Path(work) / run.key
@@ -134,6 +135,7 @@ def execute(run: Run, work: str | Path) -> dict[str, Any]:
         result = json.loads((folder / RESULT).read_text()) if (folder / RESULT).exists() else None
         if result is not None and not result["points"] and result["run"] != run.as_json():
             # Its settings may be what ended it before the first evaluation
+            warnings.warn(f"{run.key} had begun with other settings, and begins anew: it had no evaluation")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             result = None
         if result is not None:
@@ -269,7 +271,8 @@ def run_all(runs: list[Run], path: str | Path, jobs: int | None = None, ray_addr
     try:
         with FileLock(work / "lock", timeout=0):
             waiting = missing(runs, path)
-            _check_settings([run for run in waiting if not (work / run.key).exists()])
+            begun = unfinished(waiting, path)
+            _check_settings([run for run in waiting if not begun.get(run.key, {}).get("points")])
             outcomes = _in_processes(waiting, work, jobs) if ray_address is None else _on_ray(waiting, work, jobs, ray_address)
             for run, result, error in tqdm(outcomes, initial=len(runs) - len(waiting), total=len(runs), unit="run"):
                 if result is None:
@@ -306,7 +309,7 @@ def check_training(model: OffPolicyAlgorithm, steps: int) -> None:
     """
     :param model: model, before its training
     :param steps: steps of the environment
-    :raises ValueError: if the training would end without an update
+    :raises ValueError: if learning starts after the last step, or no step has an update
     """
     assert isinstance(model.train_freq, TrainFreq)
     if not model.learning_starts < steps:

@@ -137,17 +137,19 @@ def fold_batch_renorm(network: nn.Module) -> Callable[[th.Tensor], th.Tensor]:
 
     :param network: a ``nn.Sequential`` in evaluation mode; a layer that is not as PyTorch or this package made it is called as
         it is
-    :return: the same function of the inputs, with today's weights, to which no gradient passes
+    :return: the same function of the inputs, with today's weights; no gradient passes to those of folded layers
     """
-    if not is_untouched(network, nn.Sequential):
+    if not (isinstance(network, nn.Sequential) and is_untouched(network, nn.Sequential)):
         return network
     functions: list[Callable[[th.Tensor], th.Tensor]] = []
-    for layer in network.children():
+    for layer in network:
         before = functions[-1] if functions else None
-        if isinstance(before, NativeBatchRenorm1d) and _is_affine_map(before) and is_untouched(layer, nn.Linear):
-            functions[-1] = _fold(before, layer)  # type: ignore[arg-type]
+        if isinstance(before, NativeBatchRenorm1d) and isinstance(layer, nn.Linear) and _can_fold(before, layer):
+            functions[-1] = _fold(before, layer)
         else:
             functions.append(layer)
+    if len(functions) == len(network):
+        return network
 
     def folded(x: th.Tensor) -> th.Tensor:
         for function in functions:
@@ -157,8 +159,9 @@ def fold_batch_renorm(network: nn.Module) -> Callable[[th.Tensor], th.Tensor]:
     return folded
 
 
-def _is_affine_map(layer: NativeBatchRenorm1d) -> bool:
-    return is_untouched(layer, NativeBatchRenorm1d) and layer.affine and not layer.training
+def _can_fold(renorm: NativeBatchRenorm1d, linear: nn.Linear) -> bool:
+    untouched = is_untouched(renorm, NativeBatchRenorm1d) and is_untouched(linear, nn.Linear)
+    return untouched and renorm.affine and not renorm.training
 
 
 @th.no_grad()

@@ -12,7 +12,7 @@ def carry_settings(module: nn.Module, **settings: Any) -> None:
     """
     Let the state dict of a module say with which settings its weights were trained, beside its tensors, in the metadata that
     PyTorch keeps there. ``load_state_dict`` refuses one that says something else with a ``RuntimeError``; one that says
-    nothing is taken: a plain dict that is made of a state dict's items has lost it.
+    nothing is taken. A plain dict of a state dict's items says nothing: it has lost the metadata.
 
     :param module: module
     :param settings: numbers and texts

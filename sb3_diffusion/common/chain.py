@@ -234,7 +234,7 @@ def kernel_kl_by_part(
 
 def sample_increment(u: th.Tensor, log_std_ratio: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
     """
-    Shift of the mean by the control of a denoising step, in standard deviations of the reference kernel.
+    Increment of a denoising step, control and noise, in standard deviations of the reference kernel.
 
     :param u: control, (..., d)
     :param log_std_ratio: log-ratio of standard deviations, (..., d)
@@ -247,7 +247,7 @@ def sample_increment(u: th.Tensor, log_std_ratio: th.Tensor, noise: th.Tensor | 
 def apply_increment(x: th.Tensor, increment: th.Tensor, mean_coef: th.Tensor, std: th.Tensor) -> th.Tensor:
     """
     :param x: ``x_k``, (..., B, d)
-    :param increment: shift of the mean by the control, in standard deviations of the reference kernel, (..., B, d)
+    :param increment: control and noise, in standard deviations of the reference kernel, (..., B, d)
     :param mean_coef: ``sqrt(1 - beta_k)``, a scalar or (..., B, 1)
     :param std: ``sqrt(beta_k) nu``, a scalar or (..., B, 1)
     :return: ``x_{k-1}``, (..., B, d)
@@ -525,7 +525,7 @@ def terminal_log_prob(schedule: NoiseSchedule, x: th.Tensor) -> th.Tensor:
 
 def action_log_prob(schedule: NoiseSchedule, chain: Chain) -> th.Tensor:
     """
-    The bound on ``log pi(a|s)``: the path log-ratio ``L`` less the squash's log-determinant. Minus its mean is a lower
+    An estimate of ``log pi(a|s)``: the path log-ratio ``L`` less the squash's log-determinant. Minus its mean is a lower
     bound on the policy's entropy; a single step from ``beta_1 = 1`` is a plain Gaussian, and there it is the log-density
     itself, as in SAC.
 

@@ -15,7 +15,7 @@ def check_integer(name: str, value: Any, what: str = "", least: int = 1) -> None
     """
     :param name: name of an argument
     :param value: its value
-    :param what: name of the content, for the error
+    :param what: description of the value, for the error
     :param least: least value that is allowed
     :raises ValueError: if it is not an integer of at least that
     """
@@ -27,7 +27,7 @@ def check_positive(name: str, value: Any, what: str = "") -> None:
     """
     :param name: name of an argument
     :param value: its value
-    :param what: name of the content, for the error
+    :param what: description of the value, for the error
     :raises ValueError: if it is not a positive and finite number
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
@@ -146,7 +146,7 @@ def is_recorded() -> bool:
 
 def check_finite_tensor(name: str, value: th.Tensor) -> None:
     """
-    :param name: name, for the error
+    :param name: name of the value, for the error
     :param value: tensor
     :raises ValueError: if an entry is NaN or infinite
     """
@@ -162,7 +162,7 @@ def check_finite_tensor(name: str, value: th.Tensor) -> None:
 
 def check_finite_array(name: str, value: npt.ArrayLike | Mapping[str, npt.ArrayLike]) -> None:
     """
-    :param name: name, for the error
+    :param name: name of the value, for the error
     :param value: array, or arrays by key
     :raises ValueError: if an entry is NaN or infinite
     """
@@ -184,7 +184,7 @@ def optimize(
     are frozen.
 
     :param optimizer: optimizer of the networks behind the loss
-    :param name: name, for the error
+    :param name: name of the value, for the error
     :param loss: loss, a scalar
     :param max_grad_norm: norm to which the gradient is clipped, if any
     :param parts: parts of the loss; the error names those that are not finite

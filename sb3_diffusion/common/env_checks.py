@@ -152,7 +152,7 @@ def check_observations(
     finite: bool = True,
 ) -> None:
     """
-    :param name: name, for the error
+    :param name: name of the value, for the error
     :param obs: observations of all environments
     :param observation_space: their space
     :param n_envs: number of environments
@@ -195,9 +195,12 @@ def _watch_environments(env: VecEnv | None) -> None:
     into its arrays; and the spaces of those in other processes now, of which SB3 has asked the first one only.
     """
     base = _innermost(env)
-    own = getattr(vars(base).get("_save_obs"), "func", None) if base is not None else None
-    if type(base) is DummyVecEnv and ("_save_obs" not in vars(base) or own is _save_checked_observation):
-        # Beneath wrappers, and not as one, so that set_attr() still reaches the user's outermost
+    if type(base) is DummyVecEnv:
+        # Beneath wrappers, and not as one, so that set_attr() still reaches the user's outermost. A function of the user's
+        # own stays, one that an earlier training has left is replaced
+        before = vars(base).get("_save_obs")
+        if before is not None and getattr(before, "func", None) is not _save_checked_observation:
+            return
         base._save_obs = partial(_save_checked_observation, base, {})  # type: ignore[method-assign]
     elif isinstance(base, SubprocVecEnv):
         for index, spaces_ in enumerate(zip(base.get_attr("observation_space"), base.get_attr("action_space"), strict=True)):

@@ -107,7 +107,8 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
     :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
     :param prior_std: standard deviation of the prior of the latent action
     :param gae_lambda_diffusion: lambda of generalized advantage estimation for a denoising step. At 1 the horizon is PPO's
-        for any K; less shortens it to ``gae_lambda * gae_lambda_diffusion ** (K - 1)`` for each step of the environment
+        for any K; less shortens it: each step of the environment then has the lambda
+        ``gae_lambda * gae_lambda_diffusion ** (K - 1)``
     :param denoising_steps_per_update: how many denoising steps of each sample an update uses, drawn at random and each
         equally likely, so that the mean over them estimates that over all; all if None
     :param clip_range_first_step: clip range of the first, noisiest step (k = K), from where it grows exponentially to
@@ -300,13 +301,8 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         n_rollout_steps: int,
     ) -> bool:
         """
-        Collect chains using the current policy and fill a ``ChainRolloutBuffer``.
+        Collect chains using the current policy and fill a ``ChainRolloutBuffer``. The arguments are Stable-Baselines3's.
 
-        :param env: The training environment
-        :param callback: Callback that will be called at each step
-            (and at the beginning and end of the rollout)
-        :param rollout_buffer: Buffer to fill with rollouts
-        :param n_rollout_steps: Number of steps to take in each environment
         :return: True if function returned with at least `n_rollout_steps`
             collected, False if callback terminated rollout prematurely.
         :raises ValueError: if an observation or a reward is NaN or infinite, or does not fit its space
@@ -320,9 +316,9 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self.temperature = TemperatureSchedule(self.ent_coef)(self._current_progress_remaining)
         rollout_buffer.reset()
+        rollout_buffer.temperature = self.temperature
         callback.on_rollout_start()
-        n_steps = 0
-        own_values: list[th.Tensor] = []
+        n_steps, own_values = 0, list[th.Tensor]()
 
         while n_steps < n_rollout_steps:
             with th.no_grad():
@@ -353,7 +349,6 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         self._evaluate_rollout(rollout_buffer)
         if own_values:
             rollout_buffer.set_values(th.stack(own_values))
-        rollout_buffer.temperature = self.temperature
         rollout_buffer.compute_returns_and_advantage(last_values, dones)
         callback.update_locals(locals())
         callback.on_rollout_end()

@@ -28,6 +28,15 @@ Parts = dict[str, Any]
 _RENORM_STATISTICS = ("ra_mean", "ra_var", "steps")
 
 
+def _statistics(network: nn.Module) -> list[th.Tensor]:
+    """Running statistics of normalising layers."""
+    return [
+        buffer
+        for name, buffer in network.named_buffers()
+        if "running_" in name or name.rpartition(".")[2] in _RENORM_STATISTICS
+    ]
+
+
 def _join_observations(first: PyTorchObs, second: PyTorchObs) -> PyTorchObs:
     """Join two batches of observations."""
     if isinstance(first, dict):
@@ -176,10 +185,8 @@ class CriticRule:
         average = get_ema_multi_avg_fn(1 - tau)  # as SB3's polyak_update, in one operation
         average(list(critic_target.parameters()), list(critic.parameters()), None)
         # Copy running stats, see SB3's GH issue #996
-        targets = dict(critic_target.named_buffers())
-        for name, buffer in critic.named_buffers():
-            if "running_" in name or name.rpartition(".")[2] in _RENORM_STATISTICS:
-                targets[name].copy_(buffer)
+        for buffer, buffer_target in zip(_statistics(critic), _statistics(critic_target), strict=True):
+            buffer_target.copy_(buffer)
 
 
 class _BatchRenormCritic(CrossQCritic):

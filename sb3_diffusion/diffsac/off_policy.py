@@ -217,7 +217,10 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
             )
 
     def _check_discrete(self) -> None:
-        """Raise ``AssertionError`` for the reverse divergence, as Stable-Baselines3 does where it does not support a space."""
+        """
+        Raise ``AssertionError`` for the reverse divergence, as Stable-Baselines3 does where it does not support a space, and
+        ``ValueError`` for actions of several axes or noise to add to them.
+        """
         check_stored_action_space(self.action_space)
         assert self.divergence == "forward", (
             f"action_space={self.action_space}: {type(self).__name__} needs gradients of the value with respect to the "
@@ -335,7 +338,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         return sample_transitions(self.demonstration_buffer, n_transitions, env=self._vec_normalize_env)
 
     def _demonstration_loss(self, batch_size: int) -> th.Tensor | float:
-        """``demonstration_coef`` times minus the log-likelihood of demonstrations (after Nair et al., arXiv 1709.10089)."""
+        """``demonstration_coef`` times minus a bound on the demonstrations' log-likelihood (after arXiv 1709.10089)."""
         if self.demonstration_coef == 0:
             return 0.0
         data = self._sample_demonstrations(self._n_demonstrations(batch_size))

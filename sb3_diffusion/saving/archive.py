@@ -103,7 +103,13 @@ def load_tensors(content: bytes, what: str, device: th.device) -> dict[Any, Any]
     entries = read_entries(io.BytesIO(content), what, _TENSOR_ENTRY.fullmatch)
     try:
         check_pickle(next((entry for name, entry in entries.items() if name.endswith("/data.pkl")), b""))
-        tensors = th.load(io.BytesIO(content), map_location=device, weights_only=True)
+        # Packed anew, so that PyTorch's own reader of archives sees what has been checked
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, entry in entries.items():
+                archive.writestr(name, entry)
+        packed.seek(0)
+        tensors = th.load(packed, map_location=device, weights_only=True)
     except Exception as error:
         raise UnsafeModelError(f"{what} cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
     # PyTorch keeps the versions of the modules in an attribute

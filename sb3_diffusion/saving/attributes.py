@@ -12,7 +12,19 @@ from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 
-from sb3_diffusion.common.arguments import FLAG, TEXT, Kind, either, is_number, number, optional, subclass_of, table, whole
+from sb3_diffusion.common.arguments import (
+    FLAG,
+    MAX_INTEGER,
+    TEXT,
+    Kind,
+    either,
+    is_number,
+    number,
+    optional,
+    subclass_of,
+    table,
+    whole,
+)
 from sb3_diffusion.saving.json_codec import (
     ACTIVATIONS,
     DENOISERS,
@@ -28,7 +40,7 @@ from sb3_diffusion.saving.json_codec import (
 # Far beyond use, and small enough that a model is built and acts at once
 _MAX_N_STEPS = 10_000
 _MAX_LAYERS = 64
-_MAX_TRANSITIONS = 10**9
+_MAX_TRANSITIONS = 10**8
 _MAX_CATEGORIES = 2**20
 _MAX_ENVS = 10**7
 # Characters of what an environment adds to an episode's statistics, in its plain form
@@ -116,8 +128,11 @@ _WIDTHS_BY_NETWORK = table(pi=_WIDTHS, qf=_WIDTHS, vf=_WIDTHS, denoiser=_WIDTHS)
 OBSERVATION = optional(Kind("an array, or a dict of arrays", _is_observation))
 _EPISODES = Kind("a deque of episodes", lambda value: type(value) is deque and all(map(_is_episode, value)))
 _SUCCESSES = Kind("a deque", lambda value: type(value) is deque)
-_DONES = Kind("an array of booleans or numbers", lambda value: isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
-# Stable-Baselines3 takes a number for a flag, and a real one for an integer
+_DONES = Kind(
+    "an array of booleans or finite numbers",
+    lambda value: isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and bool(np.isfinite(value).all()),
+)
+# Stable-Baselines3 takes a number for a flag, and a flag for a number
 _SWITCH = either(FLAG, number())
 _STRATEGY = either(TEXT, instance(GoalSelectionStrategy))
 _HYPERPARAMETER = either(number(0), optional(FLAG), several(number(0), 4))
@@ -160,7 +175,8 @@ def policy_kwargs_kind(policy: Any) -> Kind:
 ATTRIBUTES: dict[str, Kind] = dict(
     observation_space=instance(*FLAT_SPACES, spaces.Dict),
     action_space=either(
-        instance(spaces.Box), Kind(f"a discrete space of at most {_MAX_CATEGORIES} categories", _is_small_discrete)
+        Kind("a Box of numbers", lambda value: type(value) is spaces.Box and value.dtype.kind in "iuf"),
+        Kind(f"a discrete space of at most {_MAX_CATEGORIES} categories", _is_small_discrete),
     ),
     seed=optional(whole(0, 2**32 - 1)),
     action_noise=optional(instance(*NOISES)),
@@ -175,7 +191,9 @@ ATTRIBUTES: dict[str, Kind] = dict(
     sde_sample_freq=whole(-1),
     **dict.fromkeys(("_last_obs", "_last_original_obs"), OBSERVATION),
     **dict.fromkeys(("num_timesteps", "_num_timesteps_at_start", "_episode_num", "_n_updates"), whole()),
-    **dict.fromkeys(("verbose", "learning_starts", "_total_timesteps", "gradient_steps"), _SWITCH),
+    **dict.fromkeys(("verbose", "learning_starts"), _SWITCH),
+    _total_timesteps=number(0),
+    gradient_steps=either(FLAG, whole(-MAX_INTEGER)),
     _stats_window_size=whole(1),
     # Off-policy
     buffer_size=whole(1, _MAX_TRANSITIONS),

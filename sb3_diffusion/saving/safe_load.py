@@ -10,9 +10,11 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import open_path, recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces, get_device, get_system_info
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_diffusion.common.arguments import Kind, subclass_of
 from sb3_diffusion.common.carried_settings import find_other_settings
@@ -67,6 +69,7 @@ _DERIVED = {
 
 # A policy takes as many bytes as its entry, and some on the way
 POLICY_SIZE_FACTOR, POLICY_SIZE_EXTRA = 2, 2**20
+MAX_HER_TRANSITIONS = 10**7
 
 
 class SafeLoadMixin(BaseAlgorithm):
@@ -86,10 +89,9 @@ class SafeLoadMixin(BaseAlgorithm):
             ALGORITHMS[cls.__name__] = cls
 
     @classmethod
-    def file_names(cls) -> list[str]:
+    def family(cls) -> list[str]:
         """
-        :return: names under which a file of it may be loaded: its own, and of a user's subclass also those of its bases up to
-            the first one of this package. A class loads the files that share a name with it
+        :return: its name, and of a user's subclass also those of its bases up to the first one of this package
         """
         names = []
         for base in cls.__mro__:
@@ -97,6 +99,15 @@ class SafeLoadMixin(BaseAlgorithm):
             if base.__module__.startswith(PACKAGE):
                 break
         return names
+
+    @classmethod
+    def may_load(cls, family: list[str]) -> bool:
+        """
+        :param family: :meth:`family` of the class that saved a file
+        :return: whether this class loads it: it is the same class, one of its bases, or extends it
+        """
+        own = cls.family()
+        return family[-1] == own[-1] and (own[0] in family or family[0] in own)
 
     @classmethod
     def attribute_kinds(cls) -> dict[str, Kind]:
@@ -188,16 +199,16 @@ def _check_class(algorithm: type[SafeLoadMixin], path: str | pathlib.Path | io.B
     try:
         with zipfile.ZipFile(file) as archive:
             settings = json.loads(archive.read(SETTINGS)) if SETTINGS in archive.namelist() else {}
-            names = [str(settings[key]) for key in ("algorithm", "base") if key in settings]
-    except (zipfile.BadZipFile, ValueError, TypeError):
+            family = [str(name) for name in (settings["algorithm"], *settings["bases"])] if settings else []
+    except (zipfile.BadZipFile, ValueError, TypeError, KeyError):
         return  # SB3 says what is wrong with it
     finally:
         if isinstance(path, (str, pathlib.Path)):
             file.close()
         else:
             file.seek(0)
-    if not set(names) & set(algorithm.file_names()):
-        what = f"a {show.repr(names[0])}" if names else "no model of this package"
+    if not (family and algorithm.may_load(family)):
+        what = f"a {show.repr(family[0])}" if family else "no model of this package"
         raise ValueError(f"{show.repr(str(path))} is {what}, not a {algorithm.__name__}: load it with the class that saved it")
 
 
@@ -219,11 +230,8 @@ def write_settings(algorithm: type[SafeLoadMixin], data: Mapping[str, Any]) -> s
             attributes[name] = encode(keep_plain(name, value))
         except NotPlain as error:
             not_stored[name] = str(error)
-    names = algorithm.file_names()
-    settings = {
-        **{"format": _FORMAT, "algorithm": names[0], "base": names[-1]},
-        **{"attributes": attributes, "not_stored": not_stored},
-    }
+    name, *bases = algorithm.family()
+    settings = dict(format=_FORMAT, algorithm=name, bases=bases, attributes=attributes, not_stored=not_stored)
     return json.dumps(settings, allow_nan=False)
 
 
@@ -232,8 +240,7 @@ class _ModelFile(NamedTuple):
 
     what: str
     entries: dict[str, bytes]
-    algorithm: str
-    base: str
+    family: list[str]
     attributes: dict[str, Any]
     not_stored: dict[str, str]
 
@@ -254,19 +261,23 @@ def _read_model(path: str | pathlib.Path | io.BufferedIOBase) -> _ModelFile:
         )
     try:
         settings = parse(entries[SETTINGS])
-        keys = {"format", "algorithm", "base", "attributes", "not_stored"}
+        keys = {"format", "algorithm", "bases", "attributes", "not_stored"}
         expect(isinstance(settings, dict) and "format" in settings, "it has no format")
         known = type(settings["format"]) is int and settings["format"] == _FORMAT
         expect(known, f"its format is {show.repr(settings['format'])}, this version reads {_FORMAT}")
         expect(set(settings) == keys, f"it does not have the keys {', '.join(sorted(keys))}")
-        expect(all(isinstance(settings[key], str) for key in ("algorithm", "base")), "its algorithm is not a name")
+        expect(isinstance(settings["bases"], list), "its bases are not a list")
+        family = [settings["algorithm"], *settings["bases"]]
+        expect(all(isinstance(name, str) for name in family), "its algorithm or a base is not a name")
+        # A class of this package has none that a file needs to know of
+        expect(not ALGORITHMS.keys() & set(family[:-1]), "its algorithm has the name of another")
         expect(isinstance(settings["attributes"], dict), "its attributes are not a dict")
         not_stored = settings["not_stored"]
         expect(isinstance(not_stored, dict), "what it did not store is not a dict")
         expect(all(isinstance(text, str) for text in not_stored.values()), "what it did not store is not text")
     except UnsafeModelError as error:
         raise UnsafeModelError(f"{what}: {SETTINGS}: {error}") from error
-    return _ModelFile(what, entries, settings["algorithm"], settings["base"], settings["attributes"], not_stored)
+    return _ModelFile(what, entries, family, settings["attributes"], not_stored)
 
 
 def _read_attributes(
@@ -310,8 +321,8 @@ def _load_model(
     """Load as SB3's ``load`` does, with a check before each step. The arguments are those of :meth:`SafeLoadMixin.load`."""
     if print_system_info:
         _print_info(file)
-    if not {file.algorithm, file.base} & set(algorithm.file_names()):
-        raise UnsafeModelError(f"{file.what} is of a {show.repr(file.algorithm)}, not of a {algorithm.__name__}")
+    if not algorithm.may_load(file.family):
+        raise UnsafeModelError(f"{file.what} is of a {show.repr(file.family[0])}, not of a {algorithm.__name__}")
     given = {name: item for name, item in (custom_objects or {}).items() if name in {**file.attributes, **file.not_stored}}
     given.update(kwargs)
     # What is given must be what is stored; only what is not stored is taken from the caller
@@ -370,9 +381,12 @@ def load_safe(
     :raises UnsafeModelError: for a file that is broken, crafted, or has what only unpickling could read
     """
     file = _read_model(path)
-    if file.base not in ALGORITHMS:
-        raise UnsafeModelError(f"{file.what} is of a {show.repr(file.algorithm)}: this reads {', '.join(sorted(ALGORITHMS))}")
-    return _load_model(ALGORITHMS[file.base], file, env, device, custom_objects, print_system_info, force_reset, kwargs)
+    name, base = file.family[0], file.family[-1]
+    if base not in ALGORITHMS:
+        raise UnsafeModelError(f"{file.what} is of a {show.repr(name)}: this reads {', '.join(sorted(ALGORITHMS))}")
+    if name != base:
+        warnings.warn(f"{file.what} is of a {show.repr(name)}, and loaded as the {base} that it extends")
+    return _load_model(ALGORITHMS[base], file, env, device, custom_objects, print_system_info, force_reset, kwargs)
 
 
 def _print_info(file: _ModelFile) -> None:
@@ -395,6 +409,11 @@ def _restore(model: BaseAlgorithm, file: _ModelFile) -> None:
             tensors[name] = load_tensors(file.entries[f"{name}.pth"], f"{file.what}: {name}.pth", get_device(model.device))
     policy_size = len(file.entries.get("policy.pth", b""))
     element_size = th.get_default_dtype().itemsize
+    if issubclass(getattr(model, "replay_buffer_class", None) or ReplayBuffer, HerReplayBuffer):
+        # It makes an object for each transition at once
+        size = model.buffer_size  # type: ignore[attr-defined]
+        if size > MAX_HER_TRANSITIONS:
+            raise UnsafeModelError(f"{file.what}: buffer_size={size}, and a HerReplayBuffer has at most {MAX_HER_TRANSITIONS}")
     try:
         with AllocationLimit((POLICY_SIZE_FACTOR * policy_size + POLICY_SIZE_EXTRA) // element_size):
             model._setup_model()

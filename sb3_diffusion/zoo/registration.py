@@ -1,8 +1,8 @@
 """Makes RL Zoo know this package's algorithms, their hyperparameters and their search spaces."""
 
 import functools
+import importlib
 import inspect
-import pkgutil
 import runpy
 from pathlib import Path
 from types import ModuleType
@@ -77,19 +77,21 @@ def _add_environment_aliases() -> None:
 
 def has_entry(config: str | None, env_id: str) -> bool:
     """
-    :param config: a file of hyperparameters as the Zoo takes it, if any: YAML, or Python
+    :param config: hyperparameters as the Zoo takes them, if any: a YAML file, a Python file or the name of a module
     :param env_id: id of an environment
-    :return: whether the file names it
+    :return: whether they have an entry for it
     """
     path = Path(config or "")
-    if path.suffix in (".yml", ".yaml") and path.is_file():
-        return env_id in (yaml.safe_load(path.read_text()) or {})
-    if path.is_file():
-        return env_id in runpy.run_path(str(path)).get("hyperparams", {})
     try:
-        return config is not None and env_id in pkgutil.resolve_name(config).hyperparams
-    except (ImportError, AttributeError, ValueError):
+        if path.suffix in (".yml", ".yaml"):
+            entries = yaml.safe_load(path.read_text())
+        elif path.suffix == ".py":
+            entries = runpy.run_path(str(path)).get("hyperparams")
+        else:
+            entries = importlib.import_module(config or "").hyperparams
+    except (OSError, ImportError, AttributeError, ValueError):
         return False  # the Zoo says what is wrong with it
+    return isinstance(entries, dict) and env_id in entries
 
 
 def _patch_parallel_training(module: Any) -> None:
@@ -103,8 +105,10 @@ def _patch_parallel_training(module: Any) -> None:
 
     @functools.wraps(original)
     def _init_callback(self: Any) -> None:
+        from sb3_diffusion.saving.safe_load import SafeLoadMixin
+
         stock = module.SAC
-        if type(self.model).__name__.lower() in ALGORITHMS:
+        if isinstance(self.model, SafeLoadMixin) and isinstance(self.model, stock):
             module.SAC = type(self.model)
         try:
             original(self)
@@ -131,8 +135,9 @@ def _patch_experiment_manager(manager: type) -> None:
         if arguments["algo"] in ALGORITHMS and not arguments.get("config"):
             arguments["config"] = str(hyperparams_path(arguments["algo"]))
         # Files of hyperparameters have the bare id, unless the user's has the full one
-        if not has_entry(arguments.get("config"), arguments["env_id"]):
-            arguments["env_id"] = arguments["env_id"].removeprefix(_NAMESPACE)
+        env_id = arguments["env_id"]
+        if env_id.startswith(_NAMESPACE) and not has_entry(arguments.get("config"), env_id):
+            arguments["env_id"] = env_id.removeprefix(_NAMESPACE)
         arguments.pop(next(iter(signature.parameters)))
         original(self, **arguments)
 

@@ -62,7 +62,7 @@ class ObstacleEnv(gym.Env[np.ndarray, np.ndarray]):
         return self.position.astype(np.float32), float(success), success or crashed, False, {"is_success": success}
 
     def _crosses(self, start: np.ndarray, end: np.ndarray) -> bool:
-        """Whether a position touches the obstacle or the wall of the closed way."""
+        """Whether a straight move touches the obstacle or the wall of the closed way."""
         if distance_to_segment(np.zeros(2), start, end) <= self.OBSTACLE_RADIUS:
             return True
         if self.closed is None or start[1] * end[1] > 0:
