@@ -98,6 +98,8 @@ def pretrain(
         run.fit(model, epochs, batch_size, as_schedule(learning_rate), patience, log_interval, callbacks)
     finally:
         run.finish()
+        if getattr(model, "clone_coef", 0) > 0:
+            model.keep_clone()  # type: ignore[attr-defined]
         callbacks.on_training_end()
     return model
 
