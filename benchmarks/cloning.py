@@ -25,11 +25,9 @@ import torch as th
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from benchmarks.speed import in_turn
-from examples.imitation import make_model, run_episodes
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC
 from sb3_diffusion.analysis.command_line import seed_number, whole_number
 from sb3_diffusion.analysis.results import provenance, read_details, write_details

@@ -35,7 +35,7 @@ def pretrain(
     ema_decay: float = 0.995,
     held_out_share: float = 0.1,
     patience: int | None = 10,
-    denoising_steps_per_update: int = 4,
+    denoising_steps_per_update: int = 2,
     fit_normalization: bool = False,
     callback: MaybeCallback = None,
     log_interval: int = 1,
