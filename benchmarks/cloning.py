@@ -1,12 +1,16 @@
 """
-Cloning of demonstrations, measured: what an update costs beside one of a Gaussian, how many denoising steps an update should
-take, how well both sides of an obstacle are cloned, and how well a teacher on HalfCheetah-v5 is.
+Demonstrations first, then reinforcement learning, measured: what an update of ``pretrain`` costs beside one of a Gaussian, how
+many denoising steps it should take, how well both ways around an obstacle are cloned and what fine-tuning does to the clone,
+and the same for a teacher on HalfCheetah-v5.
 
 Example::
 
     python -m benchmarks.cloning speed
     python -m benchmarks.cloning teacher --seeds 0
-    python -m benchmarks.cloning steps cheetah obstacle --seeds 0 1 2
+    python -m benchmarks.cloning steps cheetah obstacle --seeds 0 1
+    python -m benchmarks.cloning sides
+    python -m benchmarks.cloning finetuning ppo ppo-scratch sac sac-scratch
+    python -m benchmarks.cloning student --seeds 0
 """
 
 import argparse
@@ -25,18 +29,20 @@ import torch as th
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from benchmarks.speed import in_turn
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC
-from sb3_diffusion.analysis.command_line import seed_number, whole_number
+from sb3_diffusion.analysis.command_line import json_object, seed_number, whole_number
 from sb3_diffusion.analysis.results import provenance, read_details, write_details
-from sb3_diffusion.common.envs.obstacle import demonstrate
-from sb3_diffusion.imitation import Demonstrations, load_demonstrations, pretrain, record
+from sb3_diffusion.common.envs.obstacle import ObstacleEnv, demonstrate
+from sb3_diffusion.imitation import Demonstrations, fill_replay_buffer, load_demonstrations, pretrain, record
 
 RESULT = Path(__file__).parent / "results" / "cloning.json"
 CHEETAH = "HalfCheetah-v5"
-TEACHER = dict(policy_kwargs=dict(net_arch=[128, 128]))
+TEACHER: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[128, 128]))
 
 
 def save(key: str, entry: dict[str, Any]) -> None:
@@ -46,6 +52,73 @@ def save(key: str, entry: dict[str, Any]) -> None:
     """
     print(key, entry, flush=True)
     write_details(RESULT, {**read_details(RESULT), key: {**entry, "commit": provenance()["commit"]}})
+
+
+class SmallMoves(ObstacleEnv):
+    """The obstacle with moves of a quarter of the length: some 15 lead around it, and the reward is as sparse."""
+
+    STEP = 0.5
+
+
+MAX_MOVES = 60
+if "SmallMovesObstacle-v0" not in gym.registry:
+    gym.register("SmallMovesObstacle-v0", "benchmarks.cloning:SmallMoves", max_episode_steps=MAX_MOVES)
+
+
+def run_episodes(model: BaseAlgorithm, env_class: type[ObstacleEnv], n_episodes: int) -> dict[str, float]:
+    """
+    :param model: model, whose actions are sampled
+    :param env_class: class of the environment
+    :param n_episodes: number of episodes, whose starts are always the same
+    :return: share of the episodes that arrive, and number of those that do by the left and by the right
+    """
+    envs = [env_class() for _ in range(n_episodes)]
+    obs = np.array([env.reset(seed=10_000 + index)[0] for index, env in enumerate(envs)])
+    running, sides = np.ones(n_episodes, dtype=bool), np.zeros(n_episodes)
+    for _ in range(MAX_MOVES):
+        actions = model.predict(obs)[0]
+        for index in np.flatnonzero(running):
+            env = envs[index]
+            obs[index], reward, terminated, _, _ = env.step(actions[index])
+            running[index] = not terminated
+            sides[index] = reward * np.sign(np.array(env.trail)[:, 0].mean())
+        if not running.any():
+            break
+    left, right = int(np.sum(sides < 0)), int(np.sum(sides > 0))
+    return {"success": (left + right) / n_episodes, "left": left, "right": right}
+
+
+def make_ppo(env: str, seed: int, **kwargs: Any) -> DiffPPO:
+    """
+    :param env: id of an obstacle
+    :param seed: seed
+    :param kwargs: other keyword arguments
+    :return: a new model
+    """
+    arch = dict(pi=[128, 128], vf=[128, 128], denoiser=[128, 128])
+    given: dict[str, Any] = dict(
+        learning_rate=3e-4,
+        n_steps=256,
+        batch_size=256,
+        n_epochs=5,
+        clip_range=0.1,
+        policy_kwargs=dict(net_arch=arch, activation_fn=th.nn.ReLU),
+        diffusion_steps=10,
+        prior_std=0.5,
+    )
+    return DiffPPO("MlpPolicy", make_vec_env(env, 8, seed=seed), seed=seed, device="cpu", **{**given, **kwargs})
+
+
+def make_sac(env: str, seed: int, **kwargs: Any) -> DiffSAC:
+    """
+    :param env: id of an obstacle
+    :param seed: seed
+    :param kwargs: other keyword arguments
+    :return: a new model
+    """
+    arch = dict(pi=[128, 128], qf=[128, 128], denoiser=[128, 128])
+    given: dict[str, Any] = dict(policy_kwargs=dict(net_arch=arch), diffusion_steps=10, prior_std=0.5)
+    return DiffSAC("MlpPolicy", env, seed=seed, device="cpu", **{**given, **kwargs})
 
 
 class Spaces(gym.Env):
@@ -204,7 +277,7 @@ def clone_model(task: str, seed: int) -> BaseAlgorithm:
     :return: a model that nothing was cloned into
     """
     if task == "obstacle":
-        return make_model(10, seed)
+        return make_ppo("Obstacle-v0", seed)
     return DiffSAC("MlpPolicy", CHEETAH, diffusion_steps=10, learning_starts=0, seed=seed, device="cpu")
 
 
@@ -245,8 +318,132 @@ def clone(task: str, data: Demonstrations, seed: int, denoising_steps: int, epoc
     pretrain(model, data, epochs=epochs, patience=None, denoising_steps_per_update=denoising_steps)
     result = {"epochs": epochs, "seconds": time.process_time() - started, "held_out_loss": min(held_out.losses)}
     if isinstance(model, DiffPPO):
-        result["success"] = float(np.mean(run_episodes(model, 200)[1] != 0))
+        result.update(run_episodes(model, ObstacleEnv, 500))
     return result
+
+
+def measure_sides(args: argparse.Namespace) -> None:
+    """
+    Two-sided demonstrations around the obstacle, cloned by a chain of 20 steps and by a Gaussian of the same network.
+
+    :param args: the command line
+    """
+    data = demonstrate(gym.make("Obstacle-v0"), 500)
+    for seed in args.seeds:
+        for name, diffusion_steps in (("chain", 20), ("gaussian", 1)):
+            model = make_sac("Obstacle-v0", seed, diffusion_steps=diffusion_steps)
+            pretrain(model, data, epochs=1000, learning_rate=2e-3, patience=None, denoising_steps_per_update=4)
+            save(f"sides, seed {seed}, {name}", run_episodes(model, ObstacleEnv, 100))
+
+
+class Curve(BaseCallback):
+    """
+    Measures the model every so many steps, between two rollouts.
+
+    :param measure: what to measure
+    :param every: steps of the environment
+    """
+
+    def __init__(self, measure: Callable[[BaseAlgorithm], float], every: int):
+        super().__init__()
+        self.measure, self.every = measure, every
+        self.values: dict[int, float] = {}
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps >= self.every * (len(self.values) + 1):
+            self.values[self.num_timesteps] = self.measure(self.model)
+            print(self.num_timesteps, self.values[self.num_timesteps], flush=True)
+
+    def _on_training_end(self) -> None:
+        self.values[self.num_timesteps] = self.measure(self.model)
+
+
+# For DiffSAC a critic's steps are dearer than DiffPPO's, and fewer are needed
+FINETUNING: dict[str, dict[str, Any]] = {
+    "ppo": dict(critic_warmup_steps=4096),
+    "sac": dict(
+        learning_rate=1e-4,
+        qf_learning_rate=1e-3,
+        ent_coef=0.002,
+        critic_warmup_steps=2000,
+        demonstration_share=0.5,
+        demonstration_coef=0.1,
+        learning_starts=0,
+    ),
+}
+SCRATCH: dict[str, dict[str, Any]] = {"ppo": {}, "sac": dict(ent_coef=0.002)}
+FINETUNING_STEPS = {"ppo": 16_384, "sac": 6_000}
+
+
+def measure_finetuning(args: argparse.Namespace) -> None:
+    """
+    Share of the episodes that arrive, as a clone of 50 episodes is fine-tuned by the sparse reward, on the obstacle with
+    smaller moves; and from scratch with five times the steps.
+
+    :param args: the command line
+    """
+    env = "SmallMovesObstacle-v0"
+    data = demonstrate(gym.make(env), 50)
+    measure = lambda model: run_episodes(model, SmallMoves, 500)["success"]  # noqa: E731
+    for seed in args.seeds:
+        for run in args.runs:
+            name, _, scratch = run.partition("-")
+            make: Callable[..., Any] = make_ppo if name == "ppo" else make_sac
+            model = make(env, seed, **(SCRATCH if scratch else FINETUNING)[name], **args.settings)
+            steps = FINETUNING_STEPS[name] * (5 if scratch else 1)
+            entry: dict[str, Any] = {"settings": args.settings}
+            if not scratch:
+                pretrain(model, data, epochs=400, patience=None)
+                entry["clone"] = run_episodes(model, SmallMoves, 500)
+                if name == "sac":
+                    fill_replay_buffer(model, data)
+            curve = Curve(measure, steps // (10 if scratch else 16))
+            model.learn(steps, callback=curve)
+            entry.update(curve=curve.values, least=min(curve.values.values()), end=run_episodes(model, SmallMoves, 500))
+            save(f"finetuning, seed {seed}, {run}{args.suffix}", entry)
+
+
+def measure_student(args: argparse.Namespace) -> None:
+    """
+    Return on HalfCheetah-v5 of the teacher, of a clone of its 20 episodes, and as the clone is fine-tuned, ten episodes each.
+
+    :param args: the command line
+    """
+
+    def measure(model: BaseAlgorithm, deterministic: bool = True) -> float:
+        return float(np.mean(evaluate_policy(model, gym.make(CHEETAH), 10, deterministic=deterministic)[0]))
+
+    for seed in args.seeds:
+        path = teacher_path(args.folder, args.teacher)
+        model = DiffCrossQ(
+            "MlpPolicy",
+            CHEETAH,
+            seed=seed,
+            device="cpu",
+            learning_starts=0,
+            demonstration_share=0.5,
+            critic_warmup_steps=2000,
+            **{**TEACHER, **args.settings},
+        )
+        demonstrations = load_demonstrations(str(path), model.observation_space, model.action_space)
+        pretrain(model, demonstrations, epochs=100)
+        assert demonstrations.rewards is not None
+        entry: dict[str, Any] = {
+            "teacher": float(demonstrations.rewards.sum() / (demonstrations.episodes[-1] + 1)),
+            "clone": measure(model, deterministic=False),
+            "clone_deterministic": measure(model),
+            "settings": args.settings,
+        }
+        save(f"student, teacher {args.teacher}, seed {seed}{args.suffix}", entry)
+        if args.steps > 0:
+            fill_replay_buffer(model, demonstrations)
+            curve = Curve(measure, args.steps // 5)
+            model.learn(args.steps, callback=curve)
+            entry["curve"] = curve.values
+            save(f"student, teacher {args.teacher}, seed {seed}{args.suffix}", entry)
 
 
 def main() -> None:
@@ -272,6 +469,15 @@ def main() -> None:
         command.add_argument("--denoising-steps", type=whole_number(1), nargs="+", default=[1, 2, 4, 10])
     teacher = add("teacher", make_teacher)
     teacher.add_argument("--steps", type=whole_number(1), default=20_000)
+    add("sides", measure_sides)
+    finetuning = add("finetuning", measure_finetuning)
+    finetuning.add_argument("runs", nargs="+", choices=["ppo", "sac", "ppo-scratch", "sac-scratch"])
+    student = add("student", measure_student)
+    student.add_argument("--teacher", type=seed_number, default=0, help="seed of the teacher")
+    student.add_argument("--steps", type=whole_number(0), default=10_000, help="steps of the environment to fine-tune for")
+    for command in (finetuning, student):
+        command.add_argument("--settings", type=json_object, default={}, help="keyword arguments of the model, as JSON")
+        command.add_argument("--suffix", default="", help="appended to the names of the results")
     args = parser.parse_args()
     args.measure(args)
 

@@ -1,6 +1,6 @@
 """The exponential moving average of a network's weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch as th
@@ -18,8 +18,8 @@ class WeightAverage:
     :param decay: decay per update; 0 for the weights themselves
     """
 
-    def __init__(self, parameters: list[nn.Parameter], decay: float):
-        self.parameters = parameters
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float):
+        self.parameters: list[th.Tensor] = list(parameters)
         self.decay = decay
         self.average: list[th.Tensor] = []
 
