@@ -361,21 +361,21 @@ class Curve(BaseCallback):
         self.values[self.num_timesteps] = self.measure(self.model)
 
 
-# For DiffSAC a critic's steps are dearer than DiffPPO's, and fewer are needed
+# The actor of DiffSAC moves slowly, so that its critics keep up
 FINETUNING: dict[str, dict[str, Any]] = {
     "ppo": dict(critic_warmup_steps=4096),
     "sac": dict(
         learning_rate=1e-4,
         qf_learning_rate=1e-3,
         ent_coef=0.002,
-        critic_warmup_steps=2000,
+        critic_warmup_steps=1500,
         demonstration_share=0.5,
         demonstration_coef=0.1,
         learning_starts=0,
     ),
 }
 SCRATCH: dict[str, dict[str, Any]] = {"ppo": {}, "sac": dict(ent_coef=0.002)}
-FINETUNING_STEPS = {"ppo": 16_384, "sac": 6_000}
+FINETUNING_STEPS = {"ppo": 16_384, "sac": 4_000}
 
 
 def measure_finetuning(args: argparse.Namespace) -> None:
@@ -400,7 +400,7 @@ def measure_finetuning(args: argparse.Namespace) -> None:
                 entry["clone"] = run_episodes(model, SmallMoves, 500)
                 if name == "sac":
                     fill_replay_buffer(model, data)
-            curve = Curve(measure, steps // (10 if scratch else 16))
+            curve = Curve(measure, steps // (4 if scratch else 10))
             model.learn(steps, callback=curve)
             entry.update(curve=curve.values, least=min(curve.values.values()), end=run_episodes(model, SmallMoves, 500))
             save(f"finetuning, seed {seed}, {run}{args.suffix}", entry)
