@@ -22,8 +22,9 @@ from sb3_diffusion.imitation.data import Demonstrations, NumpyObs, load_demonstr
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 State = dict[str, th.Tensor]
 
-# Steps of the held-out part whose likelihood is taken, at most, and in one pass
-MAX_HELD_OUT, HELD_OUT_BATCH = 8192, 1024
+# Steps of the held-out part whose likelihood is taken, at most, and in one pass. Beyond one pass it is taken of so many
+# denoising steps of each, and else of all
+MAX_HELD_OUT, HELD_OUT_BATCH, HELD_OUT_DENOISING_STEPS = 8192, 1024, 4
 
 
 def pretrain(
@@ -346,7 +347,9 @@ class Cloning:
         devices = [self.actions.device] if self.actions.device.type == "cuda" else []
         with th.no_grad(), th.random.fork_rng(devices):
             th.manual_seed(0)
-            parts = [self.network.log_likelihood(*self.take(index)) for index in self.held_out.split(HELD_OUT_BATCH)]
+            n_steps = None if len(self.held_out) <= HELD_OUT_BATCH else HELD_OUT_DENOISING_STEPS
+            minibatches = self.held_out.split(HELD_OUT_BATCH)
+            parts = [self.network.log_likelihood(*self.take(index), n_steps) for index in minibatches]
         return -float(th.cat(parts).mean())
 
     def keep_best(self, held_out_loss: float) -> bool:
