@@ -66,9 +66,15 @@ DPPO_KWARGS: dict[str, Any] = dict(
     policy_kwargs=dict(state_value=True),
 )
 
-# What its configurations of Gym tasks add for a cloned policy of 20 steps: the last half of them learns, and no kernel is
-# narrower than 0.1
-DPPO_FINETUNING_KWARGS: dict[str, Any] = dict(**DPPO_KWARGS, diffusion_steps=20, finetuned_steps=10, min_denoising_std=0.1)
+# Its configurations of Gym tasks, for a cloned policy of 20 steps: the last half of them learns, no kernel is narrower than
+# 0.1, and all have the same clip range
+DPPO_FINETUNING_KWARGS: dict[str, Any] = {
+    **DPPO_KWARGS,
+    "clip_range_first_step": None,
+    "diffusion_steps": 20,
+    "finetuned_steps": 10,
+    "min_denoising_std": 0.1,
+}
 
 
 class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
