@@ -9,8 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 
-from sb3_diffusion import DiffSAC
-from sb3_diffusion.imitation import load_demonstrations, record
+from sb3_diffusion import DiffPPO, DiffSAC
+from sb3_diffusion.imitation import fill_replay_buffer, load_demonstrations, pretrain, record
 
 OBS, ACT = spaces.Box(-10, 10, (3,)), spaces.Box(-2, 2, (2,))
 
@@ -184,7 +184,7 @@ def test_hdf5(tmp_path):
     assert demonstrations.episodes[-1] == 2 and np.allclose(demonstrations.rewards, data["rewards"])
 
 
-def make_minari(env, n_episodes, monkeypatch, folder, policy=None, **kwargs):
+def make_minari(env, n_episodes, monkeypatch, folder, unfinished=0, **kwargs):
     """A data set by Minari's own collector."""
     minari = pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
@@ -195,6 +195,10 @@ def make_minari(env, n_episodes, monkeypatch, folder, policy=None, **kwargs):
         while not ended:
             _, _, terminated, truncated, _ = collector.step(collector.action_space.sample())
             ended = terminated or truncated
+    if unfinished:
+        collector.reset(seed=n_episodes)
+    for _ in range(unfinished):
+        collector.step(collector.action_space.sample())
     return collector.create_dataset("test/data-v0")
 
 
@@ -234,6 +238,40 @@ def test_minari_with_dict_observations_and_categories(tmp_path, monkeypatch):
     assert demonstrations.observations["b"].shape == (8,) and demonstrations.actions.shape == (8,)
     with pytest.raises(ValueError, match="episode 0: the actions are categories"):
         load_demonstrations(dataset, Env.observation_space, ACT)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+@pytest.mark.parametrize("action_space", [spaces.Discrete(3), spaces.Discrete(3, start=1), spaces.MultiDiscrete([2, 3])])
+def test_minari_with_cut_episodes_from_data_to_training(tmp_path, monkeypatch, action_space):
+    class Env(gym.Env):
+        observation_space = spaces.Dict(
+            {"a": spaces.Box(-1, 1, (2,), np.float64), "b": spaces.Discrete(5), "c": spaces.MultiBinary(2)}
+        )
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.time = 0
+            return self.observation_space.sample(), {"time": 0}
+
+        def step(self, action):
+            assert self.action_space.contains(action)
+            self.time += 1
+            return self.observation_space.sample(), 1.0, False, self.time == 4, {"time": self.time}
+
+    env = Env()
+    env.action_space = action_space
+    dataset = make_minari(env, 3, monkeypatch, tmp_path, record_infos=True, unfinished=2)
+    demonstrations = load_demonstrations(dataset, env.observation_space, action_space)
+    # An episode that was not over when the data set was made is cut off there
+    assert len(demonstrations) == 14 and np.flatnonzero(demonstrations.truncations).tolist() == [3, 7, 11, 13]
+    assert demonstrations.has_next.all() and not demonstrations.terminations.any()
+    kwargs = dict(policy_kwargs=dict(net_arch=[8]), diffusion_steps=2, batch_size=8, seed=0, device="cpu")
+    pretrain(DiffPPO("MultiInputPolicy", env, n_steps=8, n_epochs=1, **kwargs), dataset, epochs=1).learn(8)
+    model = DiffSAC("MultiInputPolicy", env, divergence="forward", demonstration_share=0.5, learning_starts=0, **kwargs)
+    assert fill_replay_buffer(model, dataset) == 14
+    assert not model.demonstration_buffer.dones[model.demonstration_buffer.timeouts == 0].any()
+    model.learn(4)
+    assert record(model, env, 2, tmp_path / "again-v0", seed=0).total_steps == 8
 
 
 def test_minari_is_an_extra(monkeypatch):

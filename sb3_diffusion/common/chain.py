@@ -212,6 +212,36 @@ def kernel_kl(u: th.Tensor, log_std_ratio: th.Tensor) -> th.Tensor:
     return (0.5 * (th.exp(2 * log_std_ratio) + u**2 - 1) - log_std_ratio).sum(dim=-1)
 
 
+def kernel_kl_between(u: th.Tensor, log_std_ratio: th.Tensor, other_u: th.Tensor, other_log_std_ratio: th.Tensor) -> th.Tensor:
+    """
+    Closed form of the KL between two denoising kernels at the same ``x_k``, ``KL(q(. | x_k, s) || p(. | x_k, s))``, which is
+    :func:`kernel_kl` where ``p`` is the reference kernel. In units of the reference kernel it does not depend on the schedule.
+
+    :param u: control of ``q``, (..., d)
+    :param log_std_ratio: log-ratio of its standard deviations, (..., d)
+    :param other_u: control of ``p``, (..., d)
+    :param other_log_std_ratio: log-ratio of its standard deviations, (..., d)
+    :return: KL in nats, (...)
+    """
+    growth = log_std_ratio - other_log_std_ratio
+    shift = (u - other_u) * th.exp(-other_log_std_ratio)
+    return (0.5 * (th.expm1(2 * growth) + shift**2) - growth).sum(dim=-1)
+
+
+def floor_log_std_ratio(schedule: NoiseSchedule, log_std_ratio: th.Tensor, min_std: float, step: Step) -> th.Tensor:
+    """
+    A kernel whose standard deviation is at least ``min_std``: DPPO's ``min_sampling_denoising_std`` and
+    ``min_logprob_denoising_std`` (arXiv 2409.00588, appendix C), which are one number here.
+
+    :param schedule: noise schedule
+    :param log_std_ratio: log-ratio of standard deviations, (..., B, d)
+    :param min_std: least standard deviation of ``x_{k-1}``, positive
+    :param step: ``k``, one for all or one for each row, (..., B)
+    :return: log-ratio of the standard deviations with that floor, (..., B, d)
+    """
+    return th.maximum(log_std_ratio, th.log(min_std / at_step(schedule.std, step)))
+
+
 def kernel_kl_by_part(
     u: th.Tensor, log_std_ratio: th.Tensor, old_u: th.Tensor, old_log_std_ratio: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor]:

@@ -6,11 +6,9 @@ noising process says in closed form where ``x_{k-1}`` is. How well the denoising
 log-likelihood of the data (Ho et al., 2020, arXiv 2006.11239).
 """
 
-import math
-
 import torch as th
 
-from sb3_diffusion.common.chain import ControlFn, at_step, posterior_control, terminal_log_prob
+from sb3_diffusion.common.chain import ControlFn, at_step, terminal_log_prob
 from sb3_diffusion.common.discrete_chain import (
     LOG_ZERO,
     noising_log_prob,
@@ -53,7 +51,7 @@ def noise_latent(schedule: NoiseSchedule, x_0: th.Tensor, noise: th.Tensor, step
 def bridge(schedule: NoiseSchedule, x_0: th.Tensor, x: th.Tensor, step: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
     The exact reversal of the noising process given its start, ``pi(x_{k-1} | x_k, x_0)``: the posterior kernel of a belief
-    without width, see :func:`.chain.posterior_control`. At k = 1 its variance is 0.
+    without width, :func:`.chain.posterior_control` with ``sigma = 0``. At k = 1 its variance is 0.
 
     :param schedule: noise schedule
     :param x_0: data, (..., B, d)
@@ -61,9 +59,8 @@ def bridge(schedule: NoiseSchedule, x_0: th.Tensor, x: th.Tensor, step: th.Tenso
     :param step: ``k``, (..., B)
     :return: mean and variance of the increment in standard deviations of the reference kernel, (..., B, d) and (..., B, 1)
     """
-    certain = th.full_like(x, -math.inf)
-    mean, _ = posterior_control(schedule, x_0 / schedule.prior_std, certain, x, step)
-    return mean, at_step(schedule.noise_variance, step - 1) / at_step(schedule.noise_variance, step)
+    offset, _, offset_before, _, signal = schedule.belief_table[:, step].unsqueeze(-1).unbind(0)
+    return th.addcmul(x_0 / schedule.prior_std, signal, x, value=-1) / offset, offset_before / offset
 
 
 def expected_log_ratio(u: th.Tensor, log_std_ratio: th.Tensor, mean: th.Tensor, variance: th.Tensor) -> th.Tensor:
@@ -77,8 +74,11 @@ def expected_log_ratio(u: th.Tensor, log_std_ratio: th.Tensor, mean: th.Tensor, 
     :param variance: its variance, (..., 1)
     :return: log-ratio in nats, (...)
     """
-    missed = ((mean - u) ** 2 + variance) * th.exp(-2 * log_std_ratio)
-    return (0.5 * (mean**2 + variance - missed) - log_std_ratio).sum(dim=-1)
+    missed = mean - u
+    missed = th.addcmul(variance, missed, missed)
+    # What has a gradient in few operations, whose number is the cost
+    loss = th.addcmul(log_std_ratio, missed, th.exp(-2 * log_std_ratio), value=0.5).sum(dim=-1)
+    return 0.5 * th.addcmul(variance, mean, mean).sum(dim=-1) - loss
 
 
 def log_likelihood(schedule: NoiseSchedule, x_0: th.Tensor, log_ratio: th.Tensor) -> th.Tensor:

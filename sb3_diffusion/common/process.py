@@ -201,6 +201,14 @@ class ChainProcess(ABC):
         """
 
     @abstractmethod
+    def kl_between(self, control: Control, other: Control) -> th.Tensor:
+        """
+        :param control: a kernel
+        :param other: another one at the same ``x_k``
+        :return: KL of the first to the second in nats, (...)
+        """
+
+    @abstractmethod
     def terminal_log_prob(self, schedule: NoiseSchedule, x: th.Tensor) -> th.Tensor:
         """
         :param schedule: noise schedule
@@ -354,6 +362,9 @@ class GaussianProcess(ChainProcess):
     def kl(self, control: Control) -> th.Tensor:
         return gaussian.kernel_kl(*control)
 
+    def kl_between(self, control: Control, other: Control) -> th.Tensor:
+        return gaussian.kernel_kl_between(*control, *other)
+
     def terminal_log_prob(self, schedule: NoiseSchedule, x: th.Tensor) -> th.Tensor:
         return gaussian.terminal_log_prob(schedule, x)
 
@@ -478,6 +489,9 @@ class CategoricalProcess(ChainProcess):
 
     def kl(self, control: Control) -> th.Tensor:
         return discrete.categorical_kl(*control)
+
+    def kl_between(self, control: Control, other: Control) -> th.Tensor:
+        return discrete.categorical_kl(control[0], other[0])
 
     def terminal_log_prob(self, schedule: NoiseSchedule, x: th.Tensor) -> th.Tensor:
         return discrete.uniform_log_prob(self.uniform(x)).expand(x.shape[:-1])

@@ -1,3 +1,4 @@
+import copy
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -45,6 +46,11 @@ from sb3_diffusion.saving.safe_load import SafeLoadMixin
 
 SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
 
+_WEIGHTS = Kind(
+    "a dict of arrays",
+    lambda value: type(value) is dict and all(isinstance(item, (np.ndarray, np.generic)) for item in value.values()),
+)
+
 # DPPO (arXiv 2409.00588): no entropy, a value function of the state alone, a discount along the chain, and a clip range
 # that grows with the denoising step; the numbers are in the range of its configurations, which fine-tune
 DPPO_KWARGS: dict[str, Any] = dict(
@@ -55,6 +61,16 @@ DPPO_KWARGS: dict[str, Any] = dict(
     clip_range_first_step=0.001,
     policy_kwargs=dict(state_value=True),
 )
+
+# Its configurations of Gym tasks, for a cloned policy of 20 steps: the last half of them learns, no kernel is narrower than
+# 0.1, and all have the same clip range
+DPPO_FINETUNING_KWARGS: dict[str, Any] = {
+    **DPPO_KWARGS,
+    "clip_range_first_step": None,
+    "diffusion_steps": 20,
+    "finetuned_steps": 10,
+    "min_denoising_std": 0.1,
+}
 
 
 class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
@@ -118,6 +134,12 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
     :param finetuned_steps: train only the last so many denoising steps, as DPPO does from a cloned policy; all if None. The
         steps share a network, so that the others change a little, too
     :param critic_warmup_steps: steps of the environment in which only the value function learns
+    :param clone_coef: weight of the KL to the cloned policy in the loss, beside the surrogate of the normalised advantages
+        (as in VPT, arXiv 2206.11795): the closed-form KL of each denoising kernel to the clone's at the same ``x_k``, in the
+        mean over denoising steps. Its sum over the chain bounds the KL of the actions. ``pretrain`` keeps the clone, or
+        :meth:`keep_clone` does; it is saved with the model
+    :param min_denoising_std: least standard deviation of each denoising kernel in rollouts and updates, in units of the latent
+        action, as in DPPO; ``predict`` has no such floor
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises AssertionError: for actions that are not a ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary``
     :raises ValueError: for an argument that is out of range, saying what is allowed
@@ -147,8 +169,10 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         "gamma_diffusion": FRACTION,
         "finetuned_steps": optional(whole(1)),
         "critic_warmup_steps": whole(),
+        "clone_coef": number(0),
+        "min_denoising_std": number(0),
     }
-    attributes: ClassVar[dict[str, Kind]] = {"temperature": number(0)}
+    attributes: ClassVar[dict[str, Kind]] = {"temperature": number(0), "clone_weights": optional(_WEIGHTS)}
     plain_classes = (
         *(ChainRolloutBuffer, DictChainRolloutBuffer),
         *(DiffusionActorCriticPolicy, DiffusionActorCriticCnnPolicy, DiffusionActorCriticMultiInputPolicy),
@@ -192,6 +216,8 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         gamma_diffusion: float = 1.0,
         finetuned_steps: int | None = None,
         critic_warmup_steps: int = 0,
+        clone_coef: float = 0.0,
+        min_denoising_std: float = 0.0,
         _init_setup_model: bool = True,
     ):
         self.diffusion_steps = diffusion_steps
@@ -203,6 +229,11 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         self.gamma_diffusion = gamma_diffusion
         self.finetuned_steps = finetuned_steps
         self.critic_warmup_steps = critic_warmup_steps
+        self.clone_coef = clone_coef
+        self.min_denoising_std = min_denoising_std
+        # Of the policy that was cloned, as arrays, which a model file holds
+        self.clone_weights: dict[str, np.ndarray] | None = None
+        self._clone: ChainActorCriticPolicy | None = None
         super().__init__(
             policy,
             env,
@@ -248,6 +279,11 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         check_arguments(self, self.arguments)
         if self.finetuned_steps is not None and self.finetuned_steps > self.diffusion_steps:
             raise ValueError(f"finetuned_steps={self.finetuned_steps}: the chain has diffusion_steps={self.diffusion_steps}")
+        if self.min_denoising_std > 0 and is_discrete(self.action_space):
+            raise ValueError(
+                f"min_denoising_std={self.min_denoising_std!r}: kernels of categories, as of {self.action_space}, have no "
+                "standard deviation, leave it out"
+            )
         if not issubclass(self.policy_class, ChainActorCriticPolicy):
             raise ValueError(
                 f"policy={self.policy_class.__name__}: choose 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of "
@@ -278,6 +314,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
             diffusion_steps=self.diffusion_steps,
             noise_schedule=self.noise_schedule,
             prior_std=self.prior_std,
+            min_denoising_std=self.min_denoising_std,
         )
         given = {name: value for name, value in self.policy_kwargs.items() if name != "use_sde"}
         self.policy_kwargs = merge_kwargs(type(self).__name__, "policy_kwargs", given, needed)
@@ -469,9 +506,8 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
             kl_coef = kl_coef / std
         n_drawn = self.denoising_steps_per_update or self.diffusion_steps
         steps = draw_steps(self.diffusion_steps, n_drawn, advantages.shape[1], advantages.device)  # (M, B)
-        values, log_prob, step_kl = self.policy.evaluate_steps(
-            self.policy.encode(data.observations), take_steps(data.x, steps), take_steps(data.x, steps - 1), steps
-        )
+        contexts, x = self.policy.encode(data.observations), take_steps(data.x, steps)
+        values, log_prob, step_kl = self.policy.evaluate_steps(contexts, x, take_steps(data.x, steps - 1), steps)
         old_values, old_log_prob, advantages, returns = (
             take_steps(of_steps, steps - 1) for of_steps in (data.old_values, data.old_log_prob, advantages, data.returns)
         )
@@ -487,6 +523,10 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         entropy_loss = step_kl.mean()
         actor_loss = policy_loss + kl_coef * entropy_loss if self.temperature > 0 else policy_loss
         warming_up = self.num_timesteps <= self.critic_warmup_steps
+        if self.clone_coef > 0 and not warming_up:
+            clone_kl = self._clone_kl(data.observations, contexts[0], x, steps)
+            actor_loss = actor_loss + self.clone_coef * clone_kl
+            info["train/clone_kl"] = clone_kl * self.diffusion_steps
         loss = self.vf_coef * value_loss + (0.0 if warming_up else actor_loss)
         info.update(
             {
@@ -497,6 +537,46 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
             }
         )
         return loss, info
+
+    def _clone_kl(self, obs: PyTorchObs, context: th.Tensor, x: th.Tensor, steps: th.Tensor) -> th.Tensor:
+        """
+        :param obs: observations
+        :param context: the same, encoded by the policy, (B, W)
+        :param x: ``x_k``, (M, B, d)
+        :param steps: ``k``, (M, B) or (M, 1)
+        :return: KL of the policy's kernels to the clone's in nats, in the mean over denoising steps, with gradients, a scalar
+        """
+        assert self._clone is not None
+        with th.no_grad():
+            cloned = self._clone.training_control_fn(self._clone.control_fn(self._clone.encode_for_actor(obs)))(x, steps)
+        control = self.policy.training_control_fn(self.policy.control_fn(context))(x, steps)
+        return self.policy.process.kl_between(control, cloned).mean()
+
+    def keep_clone(self) -> None:
+        """Let ``clone_coef`` keep the policy near what it is now, as ``pretrain`` does at its end."""
+        self.clone_weights = {name: value.cpu().numpy().copy() for name, value in self.policy.state_dict().items()}
+        self._clone = None
+
+    def _make_clone(self) -> None:
+        """
+        Build the policy that :meth:`keep_clone` has kept, unless it is there already.
+
+        :raises ValueError: if none was kept
+        """
+        if self.clone_weights is None:
+            raise ValueError(
+                f"clone_coef={self.clone_coef!r}: there is no cloned policy to stay near. Call pretrain(model, ...) first, or "
+                "model.keep_clone() to stay near the policy as it is now"
+            )
+        if self._clone is None:
+            # Without the optimizer's state, which would be copied along
+            self._clone = copy.deepcopy(self.policy, {id(self.policy.optimizer): None})
+            weights = {name: th.as_tensor(value) for name, value in self.clone_weights.items()}
+            self._clone.load_state_dict(weights)
+            self._clone.set_training_mode(False)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_clone"]
 
     def _log_chains(self) -> None:
         """Log what the chains of the last rollout say of the policy."""
@@ -519,4 +599,6 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDiffPPO:
+        if self.clone_coef > 0:
+            self._make_clone()
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -14,15 +14,15 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_diffusion.common.arguments import FLAG, Kind
+from sb3_diffusion.common.arguments import FLAG, Kind, number
 from sb3_diffusion.common.carried_settings import carry_settings
 from sb3_diffusion.common.categories import check_chain_action_space, flat_action_space, is_discrete
-from sb3_diffusion.common.chain import Step
+from sb3_diffusion.common.chain import ControlFn, Step, floor_log_std_ratio
 from sb3_diffusion.common.checks import check_finite_tensor, check_no_sde
 from sb3_diffusion.common.denoisers import make_score_network, make_value_network
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.policies import CHAIN_ARGUMENTS, ChainPolicy, get_denoiser_arch, limit_observation
-from sb3_diffusion.common.process import CategoricalProcess, make_process
+from sb3_diffusion.common.process import CategoricalProcess, Control, make_process
 from sb3_diffusion.common.wrappers import AugmentedSpace
 
 
@@ -73,6 +73,8 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         :class:`.DenoisingNetwork`, see :class:`.OwnDenoiser` and :class:`.GraphDenoiser`. It is made with ``features_dim``,
         ``action_dim``, ``input_dim``, ``output_dim`` and ``diffusion_steps``; ``net_arch`` is then empty if None
     :param denoiser_kwargs: its other keyword arguments
+    :param min_denoising_std: least standard deviation of each denoising kernel of real actions in training, in units of the
+        latent action; ``predict`` on a plain observation has no such floor
     :raises ValueError: for gSDE, actions of another space, or a chain that cannot be built
     """
 
@@ -80,6 +82,7 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     arguments: ClassVar[dict[str, Kind]] = {
         **CHAIN_ARGUMENTS,
         "state_value": FLAG,
+        "min_denoising_std": number(0),
     }
     default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
 
@@ -114,6 +117,7 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         state_value: bool = False,
         denoiser_class: type[nn.Module] | None = None,
         denoiser_kwargs: dict[str, Any] | None = None,
+        min_denoising_std: float = 0.0,
     ):
         check_no_sde(use_sde)
         check_chain_action_space(action_space)
@@ -137,6 +141,7 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             state_value=state_value,
             denoiser_class=denoiser_class,
             denoiser_kwargs=denoiser_kwargs,
+            min_denoising_std=min_denoising_std,
         )
         super().__init__(
             observation_space,
@@ -277,6 +282,21 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         """
         return self.chain_log_likelihood(self.encode_for_actor(obs), actions, n_steps)
 
+    def training_control_fn(self, control_fn: ControlFn) -> ControlFn:
+        """
+        :param control_fn: control function on the schedule of training
+        :return: that of the kernels that rollouts sample and updates evaluate, with their floor under the standard deviation
+        """
+        min_std = self.chain_kwargs["min_denoising_std"]
+        if min_std == 0 or isinstance(self.process, CategoricalProcess):
+            return control_fn
+
+        def control(x: th.Tensor, step: Step) -> Control:
+            u, log_std_ratio = control_fn(x, step)
+            return u, floor_log_std_ratio(self.schedule, log_std_ratio, min_std, step)
+
+        return control
+
     def evaluate_steps(
         self, contexts: tuple[th.Tensor, th.Tensor], x: th.Tensor, x_prev: th.Tensor, step: Step
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
@@ -287,7 +307,7 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         :param step: ``k``, one for each row, (..., B)
         :return: ``V(s, x_k, k)``, ``log q(x_{k-1} | x_k, s)`` and ``KL_k`` to the reference kernel, each (..., B)
         """
-        control = self.control_fn(contexts[0])(x, step)
+        control = self.training_control_fn(self.control_fn(contexts[0]))(x, step)
         log_prob = self.process.log_prob(self.schedule, control, x, x_prev, step)
         return self._step_values(contexts[1], x, step), log_prob, self.process.kl(control)
 
@@ -308,9 +328,15 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         context = self.encode_for_actor(obs)
         if noise is None:
             noise = self.process.draw_noise(self.schedule, len(context))
-        x = self.run_chain(self.process.sample_path, context, self.schedule, noise)
+        return self._run_training_chain(context, noise)
+
+    def _run_training_chain(self, context: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        x = self.run_chain(self._sample_training_path, context, self.schedule, noise)
         check_finite_tensor("latent action", x[0])
         return x
+
+    def _sample_training_path(self, control_fn: ControlFn, schedule: NoiseSchedule, noise: th.Tensor) -> th.Tensor:
+        return self.process.sample_path(self.training_control_fn(control_fn), schedule, noise)
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False, noise: th.Tensor | None = None
@@ -326,9 +352,9 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         contexts = self.encode(obs)
         if noise is None:
             noise = self.process.draw_noise(self.schedule, len(contexts[0]), deterministic)
-        chain = self.sample(contexts[0], noise)
-        values, log_prob, _ = self.evaluate_steps(contexts, chain.x[1:], chain.x[:-1], self.schedule.all_steps())
-        return chain.x, values, log_prob
+        x = self._run_training_chain(contexts[0], noise)
+        values, log_prob, _ = self.evaluate_steps(contexts, x[1:], x[:-1], self.schedule.all_steps())
+        return x, values, log_prob
 
     def predict_values(self, obs: PyTorchObs, noise: th.Tensor | None = None) -> th.Tensor:
         """
@@ -415,7 +441,8 @@ class DiffusionActorCriticPolicy(ChainActorCriticPolicy):
     ) -> th.Tensor:
         if noise is None and not deterministic:
             noise = self.process.draw_step_noise(x)
-        return self.process.take_step(self.schedule, self.control_fn(context)(x, step), x, noise, step)
+        control = self.training_control_fn(self.control_fn(context))(x, step)
+        return self.process.take_step(self.schedule, control, x, noise, step)
 
     def _step_action(self, x_prev: th.Tensor) -> th.Tensor:
         """
@@ -460,7 +487,8 @@ class DiffusionActorCriticPolicy(ChainActorCriticPolicy):
         :raises ValueError: if the observation space is not augmented: the density of a whole chain is unknown
         """
         contexts, x, step = self._split(obs)
-        return self.process.distribution(self.schedule, self.control_fn(contexts[0])(x, step), x, step)
+        control = self.training_control_fn(self.control_fn(contexts[0]))(x, step)
+        return self.process.distribution(self.schedule, control, x, step)
 
     def predict_values(self, obs: PyTorchObs, noise: th.Tensor | None = None) -> th.Tensor:
         """

@@ -13,17 +13,18 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import configure_logger, obs_as_tensor, update_learning_rate
 from stable_baselines3.common.vec_env import VecNormalize
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sb3_diffusion.common.batch_renorm import set_batch_renorm_training
 from sb3_diffusion.common.checks import check_fraction, check_integer, check_positive, optimize
+from sb3_diffusion.imitation.averaging import WeightAverage
 from sb3_diffusion.imitation.data import Demonstrations, NumpyObs, load_demonstrations, map_obs
 
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 State = dict[str, th.Tensor]
 
-# Steps of the held-out part whose likelihood is taken, at most, and in one pass
-MAX_HELD_OUT, HELD_OUT_BATCH = 8192, 1024
+# Steps of the held-out part whose likelihood is taken, at most, and in one pass. Beyond one pass it is taken of so many
+# denoising steps of each, and else of all
+MAX_HELD_OUT, HELD_OUT_BATCH, HELD_OUT_DENOISING_STEPS = 8192, 1024, 4
 
 
 def pretrain(
@@ -35,7 +36,7 @@ def pretrain(
     ema_decay: float = 0.995,
     held_out_share: float = 0.1,
     patience: int | None = 10,
-    denoising_steps_per_update: int = 4,
+    denoising_steps_per_update: int = 2,
     fit_normalization: bool = False,
     callback: MaybeCallback = None,
     log_interval: int = 1,
@@ -98,6 +99,8 @@ def pretrain(
         run.fit(model, epochs, batch_size, as_schedule(learning_rate), patience, log_interval, callbacks)
     finally:
         run.finish()
+        if getattr(model, "clone_coef", 0) > 0:
+            model.keep_clone()  # type: ignore[attr-defined]
         callbacks.on_training_end()
     return model
 
@@ -247,11 +250,7 @@ class Cloning:
         if not self.parameters:
             raise ValueError("all weights of the actor are frozen (requires_grad=False): there is nothing to pretrain")
         self.optimizer = policy.optimizer_class(self.parameters, lr=1.0, **policy.optimizer_kwargs)
-        self.averaged = None
-        if ema_decay > 0:
-            set_batch_renorm_training(self.network, False)
-            self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
-            self.averaged.module.set_training_mode(False)  # type: ignore[operator]
+        self.average = WeightAverage(self.parameters, ema_decay)
         self.best: State | None = None
         self.best_loss = math.inf
 
@@ -260,7 +259,8 @@ class Cloning:
         :param index: steps of the data, (B,)
         :return: their observations and actions
         """
-        return map_obs(lambda value: value[index], self.obs), self.actions[index]  # type: ignore[arg-type]
+        take = lambda values: values.index_select(0, index)  # noqa: E731
+        return map_obs(take, self.obs), take(self.actions)  # type: ignore[arg-type]
 
     def minibatches(self, batch_size: int) -> Iterator[th.Tensor]:
         """
@@ -303,8 +303,9 @@ class Cloning:
                 if not callback.on_step():
                     return
             set_batch_renorm_training(self.network, False)
-            held_out_loss = self.evaluate()
-            progress = self.keep_best(held_out_loss)
+            with self.average.applied():
+                held_out_loss = self.evaluate()
+                progress = self.keep_best(held_out_loss)
             epochs_without_progress = 0 if progress else epochs_without_progress + 1
             stop = patience is not None and len(self.held_out) > 0 and epochs_without_progress >= patience
             if stop or epoch % log_interval == 0 or epoch == epochs:
@@ -332,14 +333,8 @@ class Cloning:
         log_likelihood = self.network.log_likelihood(*self.take(index), self.n_denoising_steps)
         loss = -log_likelihood.mean()
         optimize(self.optimizer, "pretrain loss", loss, log_likelihood=log_likelihood)
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.network)
+        self.average.update()
         return loss.detach()
-
-    @property
-    def result(self) -> Any:
-        """The network whose weights count: the averaged one, if there is an average."""
-        return self.network if self.averaged is None else self.averaged.module
 
     def evaluate(self) -> float:
         """
@@ -352,7 +347,9 @@ class Cloning:
         devices = [self.actions.device] if self.actions.device.type == "cuda" else []
         with th.no_grad(), th.random.fork_rng(devices):
             th.manual_seed(0)
-            parts = [self.result.log_likelihood(*self.take(index)) for index in self.held_out.split(HELD_OUT_BATCH)]
+            n_steps = None if len(self.held_out) <= HELD_OUT_BATCH else HELD_OUT_DENOISING_STEPS
+            minibatches = self.held_out.split(HELD_OUT_BATCH)
+            parts = [self.network.log_likelihood(*self.take(index), n_steps) for index in minibatches]
         return -float(th.cat(parts).mean())
 
     def keep_best(self, held_out_loss: float) -> bool:
@@ -363,12 +360,15 @@ class Cloning:
         if not held_out_loss < self.best_loss:
             return False
         self.best_loss = held_out_loss
-        self.best = {name: value.clone() for name, value in self.result.state_dict().items()}
+        self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
         return True
 
     def finish(self) -> None:
         """Give the policy the best weights, or without a held-out part the last ones."""
-        self.network.load_state_dict(self.result.state_dict() if self.best is None else self.best)
+        if self.best is None:
+            self.average.swap()
+        else:
+            self.network.load_state_dict(self.best)
         self.policy.set_training_mode(False)
         set_batch_renorm_training(self.network, False)
         if getattr(self.policy, "actor_target", None) is not None:
