@@ -406,6 +406,17 @@ def measure_finetuning(args: argparse.Namespace) -> None:
             save(f"finetuning, seed {seed}, {run}{args.suffix}", entry)
 
 
+STUDENT: dict[str, Any] = dict(
+    learning_rate=1e-4,
+    qf_learning_rate=1e-3,
+    ent_coef=0.05,
+    learning_starts=0,
+    critic_warmup_steps=3000,
+    demonstration_share=0.5,
+    demonstration_coef=1.0,
+)
+
+
 def measure_student(args: argparse.Namespace) -> None:
     """
     Return on HalfCheetah-v5 of the teacher, of a clone of its 20 episodes, and as the clone is fine-tuned, ten episodes each.
@@ -414,20 +425,12 @@ def measure_student(args: argparse.Namespace) -> None:
     """
 
     def measure(model: BaseAlgorithm, deterministic: bool = True) -> float:
-        return float(np.mean(evaluate_policy(model, gym.make(CHEETAH), 10, deterministic=deterministic)[0]))
+        return float(np.mean(evaluate_policy(model, make_vec_env(CHEETAH), 10, deterministic=deterministic)[0]))
 
     for seed in args.seeds:
         path = teacher_path(args.folder, args.teacher)
-        model = DiffCrossQ(
-            "MlpPolicy",
-            CHEETAH,
-            seed=seed,
-            device="cpu",
-            learning_starts=0,
-            demonstration_share=0.5,
-            critic_warmup_steps=2000,
-            **{**TEACHER, **args.settings},
-        )
+        given = {**TEACHER, **STUDENT, **args.settings}
+        model = DiffCrossQ("MlpPolicy", CHEETAH, seed=seed, device="cpu", **given)
         demonstrations = load_demonstrations(str(path), model.observation_space, model.action_space)
         pretrain(model, demonstrations, epochs=100)
         assert demonstrations.rewards is not None
