@@ -432,13 +432,14 @@ def measure_student(args: argparse.Namespace) -> None:
         given = {**TEACHER, **STUDENT, **args.settings}
         model = DiffCrossQ("MlpPolicy", CHEETAH, seed=seed, device="cpu", **given)
         demonstrations = load_demonstrations(str(path), model.observation_space, model.action_space)
-        pretrain(model, demonstrations, epochs=100)
+        pretrain(model, demonstrations, epochs=args.epochs, patience=None)
         assert demonstrations.rewards is not None
         entry: dict[str, Any] = {
             "teacher": float(demonstrations.rewards.sum() / (demonstrations.episodes[-1] + 1)),
             "clone": measure(model, deterministic=False),
             "clone_deterministic": measure(model),
             "settings": args.settings,
+            "epochs": args.epochs,
         }
         save(f"student, teacher {args.teacher}, seed {seed}{args.suffix}", entry)
         if args.steps > 0:
@@ -478,6 +479,7 @@ def main() -> None:
     student = add("student", measure_student)
     student.add_argument("--teacher", type=seed_number, default=0, help="seed of the teacher")
     student.add_argument("--steps", type=whole_number(0), default=10_000, help="steps of the environment to fine-tune for")
+    student.add_argument("--epochs", type=whole_number(1), default=200, help="passes over the teacher's episodes")
     for command in (finetuning, student):
         command.add_argument("--settings", type=json_object, default={}, help="keyword arguments of the model, as JSON")
         command.add_argument("--suffix", default="", help="appended to the names of the results")
