@@ -406,6 +406,17 @@ def measure_finetuning(args: argparse.Namespace) -> None:
             save(f"finetuning, seed {seed}, {run}{args.suffix}", entry)
 
 
+STUDENT: dict[str, Any] = dict(
+    learning_rate=1e-4,
+    qf_learning_rate=1e-3,
+    ent_coef=0.05,
+    learning_starts=0,
+    critic_warmup_steps=3000,
+    demonstration_share=0.5,
+    demonstration_coef=1.0,
+)
+
+
 def measure_student(args: argparse.Namespace) -> None:
     """
     Return on HalfCheetah-v5 of the teacher, of a clone of its 20 episodes, and as the clone is fine-tuned, ten episodes each.
@@ -414,28 +425,21 @@ def measure_student(args: argparse.Namespace) -> None:
     """
 
     def measure(model: BaseAlgorithm, deterministic: bool = True) -> float:
-        return float(np.mean(evaluate_policy(model, gym.make(CHEETAH), 10, deterministic=deterministic)[0]))
+        return float(np.mean(evaluate_policy(model, make_vec_env(CHEETAH), 10, deterministic=deterministic)[0]))
 
     for seed in args.seeds:
         path = teacher_path(args.folder, args.teacher)
-        model = DiffCrossQ(
-            "MlpPolicy",
-            CHEETAH,
-            seed=seed,
-            device="cpu",
-            learning_starts=0,
-            demonstration_share=0.5,
-            critic_warmup_steps=2000,
-            **{**TEACHER, **args.settings},
-        )
+        given = {**TEACHER, **STUDENT, **args.settings}
+        model = DiffCrossQ("MlpPolicy", CHEETAH, seed=seed, device="cpu", **given)
         demonstrations = load_demonstrations(str(path), model.observation_space, model.action_space)
-        pretrain(model, demonstrations, epochs=100)
+        pretrain(model, demonstrations, epochs=args.epochs, patience=None)
         assert demonstrations.rewards is not None
         entry: dict[str, Any] = {
             "teacher": float(demonstrations.rewards.sum() / (demonstrations.episodes[-1] + 1)),
             "clone": measure(model, deterministic=False),
             "clone_deterministic": measure(model),
             "settings": args.settings,
+            "epochs": args.epochs,
         }
         save(f"student, teacher {args.teacher}, seed {seed}{args.suffix}", entry)
         if args.steps > 0:
@@ -475,6 +479,7 @@ def main() -> None:
     student = add("student", measure_student)
     student.add_argument("--teacher", type=seed_number, default=0, help="seed of the teacher")
     student.add_argument("--steps", type=whole_number(0), default=10_000, help="steps of the environment to fine-tune for")
+    student.add_argument("--epochs", type=whole_number(1), default=200, help="passes over the teacher's episodes")
     for command in (finetuning, student):
         command.add_argument("--settings", type=json_object, default={}, help="keyword arguments of the model, as JSON")
         command.add_argument("--suffix", default="", help="appended to the names of the results")

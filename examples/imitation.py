@@ -92,7 +92,7 @@ def main() -> None:
     """Clone, fine-tune, measure and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demonstrations", type=int, default=500, help="episodes of the scripted planner")
-    parser.add_argument("--epochs", type=int, default=600, help="passes over the demonstrations")
+    parser.add_argument("--epochs", type=int, default=1000, help="passes over the demonstrations")
     parser.add_argument("--steps", type=int, default=8192, help="steps of the environment to fine-tune for")
     parser.add_argument("--episodes", type=int, default=100, help="episodes of each evaluation")
     parser.add_argument("--seed", type=int, default=0, help="seed")
@@ -109,7 +109,7 @@ def main() -> None:
 
     for axis, (name, diffusion_steps) in zip(axes, {"Gaussian": 1, "Chain": 20}.items(), strict=False):
         model = make_model(diffusion_steps, args.seed)
-        pretrain(model, data, epochs=args.epochs, learning_rate=2e-3, patience=None)
+        pretrain(model, data, epochs=args.epochs, learning_rate=2e-3, patience=None, denoising_steps_per_update=4)
         report(f"{name}, cloned", model, axis)
     report("Chain, fine-tuned", model.learn(args.steps), axes[2])
     figure.tight_layout()
