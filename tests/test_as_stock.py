@@ -242,7 +242,7 @@ def test_nothing_to_pretrain():
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("sb3_diffusion.analysis k_sweep --env Pendulum-v1 --steps 50 --eval-every 50 --settings {\"gamma\":2}", "gamma=2"),
+        ("sb3_diffusion.analysis k_sweep --env Pendulum-v1 --steps 200 --eval-every 50 --settings {\"gamma\":2}", "gamma=2"),
         ("sb3_diffusion.analysis k_sweep --env CartPole-v1 --steps 50 --eval-every 50", "cannot begin"),
         ("sb3_diffusion.analysis k_sweep --out .", "is a folder"),
         ("sb3_diffusion.analysis bound_gap --figure x.nosuch", "choose a file that ends in"),
