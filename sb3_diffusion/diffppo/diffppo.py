@@ -44,6 +44,10 @@ from sb3_diffusion.diffppo.policies import (
 from sb3_diffusion.diffppo.temperature import TemperatureSchedule
 from sb3_diffusion.saving.safe_load import SafeLoadMixin
 
+# Lambda over the denoising steps of one chain. With 1 all of them are credited with all that follows, and learn from more
+# noise; see docs/theory.md
+CHAIN_GAE_LAMBDA = 0.65
+
 SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
 
 _WEIGHTS = Kind(
@@ -122,9 +126,8 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
     :param diffusion_steps: number of denoising steps K; 1, with the cosine schedule, is a squashed Gaussian policy
     :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
     :param prior_std: standard deviation of the prior of the latent action
-    :param gae_lambda_diffusion: lambda of generalized advantage estimation for a denoising step. At 1 the horizon is PPO's
-        for any K; less shortens it: each step of the environment then has the lambda
-        ``gae_lambda * gae_lambda_diffusion ** (K - 1)``
+    :param gae_lambda_diffusion: lambda of generalized advantage estimation for a denoising step; if None
+        ``0.65 ** (1 / (K - 1))``, so that the horizon is the same for every K from 2 on, and 1 for categories
     :param denoising_steps_per_update: how many denoising steps of each sample an update uses, drawn at random and each
         equally likely, so that the mean over them estimates that over all; all if None
     :param clip_range_first_step: clip range of the first, noisiest step (k = K), from where it grows exponentially to
@@ -163,7 +166,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         "diffusion_steps": whole(1, MAX_DIFFUSION_STEPS),
         "noise_schedule": choice(NOISE_SCHEDULES),
         "prior_std": POSITIVE,
-        "gae_lambda_diffusion": FRACTION,
+        "gae_lambda_diffusion": optional(FRACTION),
         "denoising_steps_per_update": optional(whole(1)),
         "clip_range_first_step": optional(scheduled(POSITIVE)),
         "gamma_diffusion": FRACTION,
@@ -210,7 +213,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         diffusion_steps: int = 5,
         noise_schedule: str = "cosine",
         prior_std: float = 1.0,
-        gae_lambda_diffusion: float = 1.0,
+        gae_lambda_diffusion: float | None = None,
         denoising_steps_per_update: int | None = None,
         clip_range_first_step: float | Schedule | None = None,
         gamma_diffusion: float = 1.0,
@@ -319,13 +322,20 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         given = {name: value for name, value in self.policy_kwargs.items() if name != "use_sde"}
         self.policy_kwargs = merge_kwargs(type(self).__name__, "policy_kwargs", given, needed)
         buffer_kwargs = self.rollout_buffer_kwargs
-        needed = dict(diffusion_steps=self.diffusion_steps, gae_lambda_diffusion=self.gae_lambda_diffusion)
+        needed = dict(diffusion_steps=self.diffusion_steps, gae_lambda_diffusion=self._gae_lambda_diffusion())
         self.rollout_buffer_kwargs = merge_kwargs(type(self).__name__, "rollout_buffer_kwargs", buffer_kwargs, needed)
         super()._setup_model()
         # What the user gave is what load() compares with
         self.policy_kwargs, self.rollout_buffer_kwargs = given, buffer_kwargs
         if self.clip_range_first_step is not None:
             self.clip_range_first_step = FloatSchedule(self.clip_range_first_step)
+
+    def _gae_lambda_diffusion(self) -> float:
+        if self.gae_lambda_diffusion is not None:
+            return self.gae_lambda_diffusion
+        if is_discrete(self.action_space):
+            return 1.0
+        return CHAIN_GAE_LAMBDA ** (1 / max(self.diffusion_steps - 1, 1))
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = MlpPolicy.__name__) -> None:
         super()._maybe_recommend_cpu(mlp_class_name)
