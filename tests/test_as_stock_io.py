@@ -217,6 +217,46 @@ def test_numbers_as_objects_and_dimensions_too_many(algorithm):
     make(algorithm, Env(make=lambda: np.array([1, 0.5, np.float32(0.2)], dtype=object))).learn(24)
     make(algorithm, Simulator(1, reward=lambda n: np.zeros((n, 1), np.float32))).learn(24)
     make(algorithm, Simulator(1, dones=lambda dones: dones.reshape(1, 1))).learn(24)
+    make(algorithm, Simulator(2, reward=lambda n: 0.5)).learn(24)
+
+
+@pytest.mark.parametrize("algorithm", BOTH)
+def test_records_as_dict_observations(algorithm):
+    space = spaces.Dict(a=spaces.Box(-1, 1, (3,)), b=spaces.Box(-1, 1, (2,)))
+    record = np.array([([0] * 3, [0] * 2)], dtype=[("a", "f4", 3), ("b", "f4", 2)])[0]
+    make(algorithm, Env(space, make=lambda: record), "MultiInputPolicy").learn(24)
+    with pytest.raises(ValueError, match="has no 'b'"):
+        make(algorithm, Env(space, make=lambda: record[["a"]]), "MultiInputPolicy").learn(24)
+
+
+class Complex(FlattenExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.factor = th.nn.Parameter(th.ones(3, dtype=th.cfloat))
+
+    def forward(self, observations):
+        return (super().forward(observations) * self.factor).abs()
+
+
+@pytest.mark.parametrize("algorithm", [*OFF_POLICY, DiffPPO])
+def test_complex_parameters(algorithm):
+    kwargs = dict(net_arch=[16], features_extractor_class=Complex)
+    make(algorithm, policy_kwargs=kwargs).learn(24)
+
+
+@pytest.mark.parametrize(
+    "algorithm, kwargs",
+    [
+        (DiffSAC, dict(ent_coef=0.0)),
+        (DiffWPO, dict(ent_coef=0)),
+        (DiffSAC, dict(policy_kwargs=dict(net_arch=dict(pi=[16], qf=[16], vf=[16])))),
+        (DiffPPO, dict(policy_kwargs=dict(net_arch=dict(pi=[16], qf=[16], vf=[16])))),
+        (DiffPPO, dict(target_kl=0)),
+        (DiffPPO, dict(clip_range=0.0)),
+    ],
+)
+def test_values_of_arguments_that_stock_takes(algorithm, kwargs, tmp_path):
+    reload(make(algorithm, **kwargs).learn(24), tmp_path / "model")
 
 
 # What a user overrides
@@ -281,6 +321,7 @@ def test_an_own_sample_of_a_buffer_is_used():
 class Look(BaseCallback):
     def _on_step(self):
         self.n_steps = self.locals["n_steps"]
+        self.values = self.model.rollout_buffer.values[self.n_steps - 1].copy()
         return True
 
 
@@ -288,6 +329,7 @@ def test_diffppo_counts_steps_where_callbacks_look():
     look = Look()
     make(DiffPPO, Env()).learn(8, callback=look)
     assert look.n_steps == 7
+    assert np.isnan(look.values), "they are not known before the end of the rollout"
 
 
 def test_returns_may_be_computed_by_the_users_own_function():

@@ -75,7 +75,7 @@ def test_network_sizes():
         assert network.latent_layer.out_features == 10
     assert make_model(policy_kwargs=None).policy.mlp_extractor.latent_dim_pi == 64
     with pytest.raises(ValueError, match="net_arch has the keys"):
-        make_model(policy_kwargs=dict(net_arch=dict(pi=[8], qf=[8])))
+        make_model(policy_kwargs=dict(net_arch=dict(pi=[8], v=[8])))
 
 
 def test_starts_as_the_prior():

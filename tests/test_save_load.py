@@ -58,7 +58,7 @@ OTHER = [
 
 @pytest.mark.parametrize("other, message", OTHER)
 def test_weights_do_not_act_under_other_settings(tmp_path, other, message):
-    """Their meaning depends on what leaves no trace in them. Weights that say nothing, as a dict of one's own, are taken."""
+    """Their meaning depends on what leaves no trace in them. Weights that say nothing, as those of parameters, are taken."""
     model = make_model()
     model.policy.inference_steps = 2
     model.save(tmp_path / "model.zip")
@@ -69,9 +69,14 @@ def test_weights_do_not_act_under_other_settings(tmp_path, other, message):
     changed = make_model(**other)
     with pytest.raises((RuntimeError, UnsafeModelError), match=message):
         changed.set_parameters(model.get_parameters())
-    with pytest.raises((RuntimeError, UnsafeModelError), match=message):
-        changed.policy.load_state_dict(model.policy.state_dict())
-    changed.policy.load_state_dict(dict(model.policy.state_dict()))
+    state = model.policy.state_dict()
+    average = {name: 0.3 * value + 0.7 * value for name, value in state.items()}
+    for weights in (state, dict(state), state.copy(), {name: value.cpu() for name, value in state.items()}, average):
+        with pytest.raises(RuntimeError, match=message):
+            changed.policy.load_state_dict(weights)
+        make_model().policy.load_state_dict(weights)
+    changed.policy.load_state_dict(dict(model.policy.named_parameters()))
+    changed.policy.load_state_dict({name: th.rand_like(value) for name, value in state.items()})
 
 
 @pytest.mark.parametrize("other, message", OTHER)

@@ -1,61 +1,57 @@
 """Settings that give weights their meaning and leave no trace in them: they travel with the weights."""
 
+import json
 from typing import Any
 
 import numpy as np
+import torch as th
 from torch import nn
 
-SETTINGS = "settings"
+BUFFER = "trained_settings"
+
+# One length for all: PyTorch would refuse another one with its own message beside this module's
+LENGTH = 192
 
 
 def carry_settings(module: nn.Module, **settings: Any) -> None:
     """
-    Let the state dict of a module say with which settings its weights were trained, beside its tensors, in the metadata that
-    PyTorch keeps there. ``load_state_dict`` refuses one that says something else with a ``RuntimeError``; one that says
-    nothing is taken. A plain dict of a state dict's items says nothing: it has lost the metadata.
+    Let the state dict of a module say with which settings its weights were trained, in a buffer of numbers that stand for a
+    text. A buffer survives what state dicts go through on their way: copies, averages, other file formats.
+    ``load_state_dict`` refuses a buffer that says something else with a ``RuntimeError``; one that is absent, or that says
+    nothing, as after a randomisation of all entries, is taken.
 
     :param module: module
-    :param settings: numbers and texts
+    :param settings: numbers and short texts
     """
-    # Stable-Baselines3 reads state dicts with weights_only, which knows no numbers of NumPy's
+    if not hasattr(module, "carried_settings"):
+        module.register_load_state_dict_pre_hook(_check)
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
     module.carried_settings = plain  # type: ignore[assignment]
-    module.register_state_dict_post_hook(_write)
-    module.register_load_state_dict_pre_hook(_check)
+    module.register_buffer(BUFFER, _encode(plain))
 
 
-def find_other_settings(module: nn.Module, metadata: Any) -> list[str]:
-    """
-    :param module: module, some of whose parts carry settings
-    :param metadata: metadata of a state dict, whoever has written it
-    :return: the errors of ``load_state_dict``
-    """
-    errors: list[str] = []
-    for name, part in module.named_modules():
-        if hasattr(part, "carried_settings") and isinstance(metadata, dict) and isinstance(metadata.get(name), dict):
-            errors += compare(part.carried_settings, metadata[name].get(SETTINGS))
-    return errors
-
-
-def compare(settings: dict[str, Any], found: Any) -> list[str]:
+def _encode(settings: dict[str, Any]) -> th.Tensor:
     """
     :param settings: settings of a module
-    :param found: settings in a state dict
-    :return: an error for each difference
+    :return: their text in ASCII codes, then zeros, (LENGTH,). Floating-point numbers, since averages of weights need them
     """
-    if not isinstance(found, dict):
-        return []
-    return [
-        f"these weights were trained with {name}={str(found[name])[:100]}, the policy has {name}={value}, with which they "
-        "mean something else. Build the model with their setting; fewer denoising steps to act with are "
-        "model.policy.inference_steps"
-        for name, value in settings.items()
-        if name in found and found[name] != value
-    ]
+    codes = th.zeros(LENGTH)
+    text = json.dumps(settings).encode()
+    codes[: len(text)] = th.tensor(list(text), dtype=codes.dtype)
+    return codes
 
 
-def _write(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
-    local_metadata[SETTINGS] = dict(module.carried_settings)  # type: ignore[arg-type]
+def _decode(codes: Any) -> dict[str, Any]:
+    """
+    :param codes: entry of a state dict, whoever has written it
+    :return: the settings; empty if it says none
+    """
+    try:
+        text = bytes(codes.detach().cpu().round().to(th.uint8).tolist()).rstrip(b"\0")
+        settings = json.loads(text)
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _check(
@@ -68,4 +64,17 @@ def _check(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    error_msgs += compare(module.carried_settings, local_metadata.get(SETTINGS))  # type: ignore[arg-type]
+    """The hook of ``load_state_dict``: its parameters are PyTorch's."""
+    found = _decode(state_dict.setdefault(prefix + BUFFER, getattr(module, BUFFER)))
+    settings: dict[str, Any] = module.carried_settings  # type: ignore[assignment]
+    errors = [
+        f"these weights were trained with {name}={str(found[name])[:100]}, the policy has {name}={value}, with which they "
+        "mean something else. Build the model with their setting; fewer denoising steps to act with are "
+        "model.policy.inference_steps"
+        for name, value in settings.items()
+        if name in found and found[name] != value
+    ]
+    if errors:
+        # PyTorch fills the module before it raises
+        state_dict[prefix + BUFFER] = getattr(module, BUFFER)
+        error_msgs += errors

@@ -56,11 +56,11 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
 
 
-def parse_auto(name: str, value: str | float, positive: bool = False) -> tuple[bool, float]:
+def parse_auto(name: str, value: str | float, least: float = -math.inf) -> tuple[bool, float]:
     """
     :param name: name of an argument
     :param value: its value: a number, ``"auto"`` or ``"auto_<positive number>"``
-    :param positive: whether a plain number must be positive, too
+    :param least: least plain number
     :return: whether it is automatic, and its number, 1 for ``"auto"``
     :raises ValueError: if it is none of these or not finite
     """
@@ -70,9 +70,9 @@ def parse_auto(name: str, value: str | float, positive: bool = False) -> tuple[b
         number = 1.0 if text == "auto" else float(text.removeprefix("auto_"))
     except ValueError:
         number = math.nan
-    if not math.isfinite(number) or (number <= 0 and (automatic or positive)):
-        kind = "positive" if positive else "finite"
-        raise ValueError(f"{name}={value!r}: choose a {kind} number, 'auto' or 'auto_<positive number>'")
+    if not math.isfinite(number) or number < least or (automatic and number <= 0):
+        kind = "a finite number" if least == -math.inf else f"a number of at least {least:g}"
+        raise ValueError(f"{name}={value!r}: choose {kind}, 'auto' or 'auto_<positive number>'")
     return automatic, number
 
 

@@ -72,9 +72,11 @@ def _check_observation(
     """
     if isinstance(space, spaces.Dict):
         for key, subspace in space.spaces.items():
-            if not isinstance(value, Mapping) or key not in value:
-                raise ValueError(f"{name} has no {key!r}, which is in its space {space}: {value}")
-            _check_observation(f"{name}[{key!r}]", value[key], subspace, batch, check_dtype)
+            try:
+                part = value[key]
+            except (LookupError, TypeError, ValueError) as error:
+                raise ValueError(f"{name} has no {key!r}, which is in its space {space}: {value}") from error
+            _check_observation(f"{name}[{key!r}]", part, subspace, batch, check_dtype)
         return
     array = np.asarray(value)
     if not _fits_shape(array.shape, (*batch, *(space.shape or ()))):
@@ -173,11 +175,11 @@ def check_observations(
 
 
 def _check_reward(reward: npt.ArrayLike, shape: tuple[int, ...]) -> None:
-    """Raise ``ValueError`` if rewards are not finite numbers, one for each environment."""
+    """Raise ``ValueError`` if rewards are not finite numbers, one for each environment or one for all."""
     array = np.asarray(reward)
     if array.dtype.kind == "O" and all(isinstance(number, numbers.Real) for number in array.flat):
         array = array.astype(np.float64)
-    if not _fits_shape(array.shape, shape) or array.dtype.kind not in "biuf":
+    if not (array.ndim == 0 or _fits_shape(array.shape, shape)) or array.dtype.kind not in "biuf":
         raise ValueError(f"reward must be one number for each environment, not {reward!r}. Look at the environment's step()")
     check_finite_array("reward", array)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -69,7 +70,7 @@ class NoiseSchedule(nn.Module):
     Noise of a chain ``x_K -> ... -> x_0``. Step ``k`` goes from ``x_k`` to ``x_{k-1}``, so index ``k`` of each buffer belongs
     to step ``k`` and index 0 is the end of the chain (``beta_0 = 0``, ``alpha_bar_0 = 1``).
 
-    The buffers are not persistent: they follow from the arguments, and must not be averaged or randomised with the weights.
+    The tables are not persistent: they follow from the arguments, and must not be averaged or randomised with the weights.
 
     :param diffusion_steps: number of denoising steps K, at least 1
     :param name: ``"cosine"``, ``"linear"`` or ``"constant"``
@@ -87,6 +88,7 @@ class NoiseSchedule(nn.Module):
     belief_table: th.Tensor
     visibility: th.Tensor
     control_scale: th.Tensor
+    carried_settings: dict[str, Any]
 
     def __init__(self, diffusion_steps: int, name: str = "cosine", prior_std: float = 1.0):
         super().__init__()
@@ -171,7 +173,7 @@ class NoiseSchedule(nn.Module):
         one_step = trained[kept[1:] - 1] - trained[kept[1:]]
         control_scale = th.sqrt((alpha_bar[:-1] - alpha_bar[1:]) / one_step)
         schedule = NoiseSchedule(n_steps, self.name, self.prior_std)
-        schedule.carried_settings = {}  # type: ignore[assignment]  # no weights were trained on it
+        carry_settings(schedule, **self.carried_settings)
         schedule._register(self.steps[kept], beta, th.cat((alpha_bar.new_ones(1), control_scale)))
         return schedule
 
@@ -186,7 +188,7 @@ class NoiseSchedule(nn.Module):
         """
         check_integer("inference_steps", n_steps, least=self.diffusion_steps)
         schedule = NoiseSchedule(n_steps, self.name, self.prior_std).to(self.beta.device)
-        schedule.carried_settings = {}  # type: ignore[assignment]  # no weights were trained on it
+        carry_settings(schedule, **self.carried_settings)
         nearest = (schedule.alpha_bar[1:, None] - self.alpha_bar[1:]).abs().argmin(dim=1) + 1
         # The first step alone is blind to x_k, if it is in training
         nearest[:-1].clamp_(max=max(self.visible_steps - {0}, default=1))

@@ -42,13 +42,13 @@ def get_denoiser_arch(net_arch: list[int] | dict[str, list[int]], critic: str) -
     :param net_arch: widths of the hidden layers: a list, or ``dict(pi=[...], <critic>=[...], denoiser=[...])``
     :param critic: key of the critic's widths
     :return: widths of the head that runs at every denoising step
-    :raises ValueError: for other keys
+    :raises ValueError: for other keys than these and those that SB3's other algorithms have
     """
     encoder_arch = net_arch.get("pi", []) if isinstance(net_arch, dict) else net_arch
     default = [min([*encoder_arch[-1:], _MAX_DEFAULT_DENOISER_WIDTH])]
     if not isinstance(net_arch, dict):
         return default
-    if unknown := net_arch.keys() - {"pi", critic, "denoiser"}:
+    if unknown := net_arch.keys() - {"pi", "qf", "vf", "denoiser"}:
         raise ValueError(f"net_arch has the keys {sorted(unknown)}: choose from 'pi', {critic!r} and 'denoiser'")
     return net_arch.get("denoiser", default)
 

@@ -1,5 +1,6 @@
 """Rollout buffers of denoising chains."""
 
+import math
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
@@ -133,8 +134,9 @@ class ChainRolloutBuffer(RolloutBuffer):
         :param reward: rewards of the environments, (N,)
         :param episode_start: whether an episode starts here, (N,)
         """
-        # Values and densities follow from these, and take less time for many steps at once
-        unknown = th.zeros(self.n_envs)
+        # Values and densities follow from these, and take less time for many steps at once. NaN, lest somebody reads them
+        # before
+        unknown = th.full((self.n_envs,), math.nan)
         super().add(obs, x.transpose(0, 1).cpu().numpy(), reward, episode_start, unknown, unknown)  # type: ignore[arg-type]
 
     def set_evaluation(self, steps: slice, values: th.Tensor, log_prob: th.Tensor, costs: th.Tensor) -> None:

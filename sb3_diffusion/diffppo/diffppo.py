@@ -159,10 +159,10 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         "n_epochs": whole(1),
         "gamma": FRACTION,
         "gae_lambda": FRACTION,
-        "clip_range": scheduled(POSITIVE),
+        "clip_range": scheduled(number(0)),
         "vf_coef": Kind("at least 0", number(0).holds),
         "max_grad_norm": optional(POSITIVE_OR_INFINITE),
-        "target_kl": optional(POSITIVE),
+        "target_kl": optional(number(0)),
         "diffusion_steps": whole(1, MAX_DIFFUSION_STEPS),
         "noise_schedule": choice(NOISE_SCHEDULES),
         "prior_std": POSITIVE,
@@ -386,7 +386,8 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
             self._update_info_buffer(infos, dones)
             n_steps += 1
             # A copy, and integers would lose what is added to them
-            rewards, dones = np.array(rewards, dtype=np.float32).reshape(env.num_envs), np.reshape(dones, env.num_envs)
+            rewards = np.array(rewards, dtype=np.float32).reshape(-1) * np.ones(env.num_envs, dtype=np.float32)
+            dones = np.reshape(dones, env.num_envs)
             self._bootstrap_timeouts(rewards, dones, infos)
             rollout_buffer.add(self._last_obs, x, rewards, self._last_episode_starts)  # type: ignore[arg-type]
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]

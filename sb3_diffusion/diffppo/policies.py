@@ -218,6 +218,9 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             # The policy starts as the prior
             self.init_weights(self.score_network.head[-1], gain=0.01)
             self.init_weights(self.value_net.head[-1], gain=1)
+        if any(param.is_complex() for param in self.parameters()):
+            # The fused kernel takes no complex parameters
+            self.optimizer_kwargs.pop("fused", None)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

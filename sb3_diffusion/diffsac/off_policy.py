@@ -209,7 +209,9 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
             raise ValueError("n_action_samples=1: divergence='forward' weighs chains against each other, choose 2 or more")
         if self.demonstration_coef > 0 and self.demonstration_share == 0:
             raise ValueError(f"demonstration_coef={self.demonstration_coef}: it needs a demonstration_share above 0")
-        parse_auto("ent_coef", self.ent_coef, positive=True)
+        _, ent_coef = parse_auto("ent_coef", self.ent_coef, least=0)
+        if self.divergence == "forward" and ent_coef == 0:
+            raise ValueError("ent_coef=0: divergence='forward' divides by it, choose a positive number or 'auto'")
         if not issubclass(self.policy_class, DiffusionSACPolicy):
             raise ValueError(
                 f"policy={self.policy_class.__name__}: choose 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of "

@@ -410,6 +410,9 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
+        if any(param.is_complex() for param in self.parameters()) and self.optimizer_kwargs.pop("fused", False):
+            # That kernel of the optimizers takes no complex parameters
+            super()._build(lr_schedule)
         if not self.critic_rule.has_target:
             self.critic_target = None
         self.diffusion_value = None

@@ -17,7 +17,6 @@ from stable_baselines3.common.utils import check_for_correct_spaces, get_device,
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_diffusion.common.arguments import Kind, subclass_of
-from sb3_diffusion.common.carried_settings import find_other_settings
 from sb3_diffusion.saving.archive import UnsafeModelError, load_tensors, read_entries, show
 from sb3_diffusion.saving.attributes import ATTRIBUTES, keep_plain, policy_kwargs_kind
 from sb3_diffusion.saving.files import write_whole
@@ -438,11 +437,12 @@ def _restore(model: BaseAlgorithm, file: _ModelFile) -> None:
     except Exception as error:
         # Crafted containers and tensors may fail in any way
         raise UnsafeModelError(f"{file.what}: {str(error)[:500]}") from error
-    if errors := find_other_settings(model.policy, getattr(tensors["policy"], "_metadata", None)):
-        raise UnsafeModelError(f"{file.what}: {errors[0]}")
     # As plain dicts: an OrderedDict may have attributes that PyTorch reads
     plain: dict[str, Any] = {name: dict(state) for name, state in tensors.items()}
-    model.set_parameters(plain, exact_match=True, device=model.device)
+    try:
+        model.set_parameters(plain, exact_match=True, device=model.device)
+    except RuntimeError as error:
+        raise UnsafeModelError(f"{file.what}: {str(error)[:500]}") from error
     with th.no_grad():
         for name, value in values.items():
             recursive_getattr(model, name).copy_(value)
