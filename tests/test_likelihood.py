@@ -11,10 +11,12 @@ from sb3_diffusion.common.discrete_chain import all_states, category_log_prob, e
 from sb3_diffusion.common.likelihood import (
     ACTION_MAX,
     bridge,
-    estimate_categorical_log_likelihood,
-    estimate_log_likelihood,
+    categorical_log_likelihood,
     expected_log_ratio,
     latent_action,
+    log_likelihood,
+    noise_actions,
+    noise_categories,
     noise_latent,
 )
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
@@ -91,7 +93,7 @@ def test_a_gaussian_has_its_own_likelihood(diffusion_steps):
     action, n = th.tensor([[0.2, 0.7]]), 20_000
     th.manual_seed(0)
     steps = th.arange(1, diffusion_steps + 1)[:, None]
-    bound = estimate_log_likelihood(control, schedule, action.expand(n, 2), steps)
+    bound = log_likelihood(control, schedule, noise_actions(schedule, action.expand(n, 2), steps))
     distribution = SquashedDiagGaussianDistribution(2).proba_distribution(th.full((1, 2), 0.4), th.full((1, 2), np.log(0.3)))
     x_0 = th.atanh(action)
     exact = distribution.distribution.log_prob(x_0).sum() - squash_log_det(x_0).sum()
@@ -107,8 +109,8 @@ def test_it_is_a_lower_bound_and_steps_are_drawn_without_bias():
         return posterior_control(schedule, th.tanh(3 * x), th.full_like(x, -1.5), x, step)
 
     th.manual_seed(0)
-    every = estimate_log_likelihood(two_peaks, schedule, th.tanh(x_0), th.arange(1, 9)[:, None])
-    drawn = estimate_log_likelihood(two_peaks, schedule, th.tanh(x_0), th.randint(1, 9, (2, len(x_0))))
+    every = log_likelihood(two_peaks, schedule, noise_actions(schedule, th.tanh(x_0), th.arange(1, 9)[:, None]))
+    drawn = log_likelihood(two_peaks, schedule, noise_actions(schedule, th.tanh(x_0), th.randint(1, 9, (2, len(x_0)))))
     noise = (every.var() + drawn.var()).sqrt().item() / len(x_0) ** 0.5
     assert drawn.mean().item() == pytest.approx(every.mean().item(), abs=4 * noise)
     grid = th.linspace(-6, 6, 1201)[:, None]
@@ -163,7 +165,7 @@ def test_a_product_of_categories_has_its_own_likelihood(diffusion_steps):
     states = all_states(counts)
     many = 1 if diffusion_steps == 1 else 4000  # one step has no noise left
     x_0 = states.repeat(many, 1)
-    bound = estimate_categorical_log_likelihood(control_fn, uniform, schedule, x_0, schedule.all_steps())
+    bound = categorical_log_likelihood(control_fn, schedule, noise_categories(uniform, schedule, x_0, schedule.all_steps()))
     expected = category_log_prob(log_belief(uniform, logits).expand(len(states), -1, -1), states)
     th.testing.assert_close(bound.reshape(many, -1).mean(dim=0), expected, rtol=1e-4, atol=1e-5 if many == 1 else 0.05)
 
@@ -179,7 +181,8 @@ def test_categories_have_at_least_their_bound():
     bounds = {}
     for n_steps in (3, 1):
         steps = draw_steps(3, n_steps, 4000 * len(states), uniform.device)
-        bound = estimate_categorical_log_likelihood(control_fn, uniform, schedule, states.repeat(4000, 1), steps)
+        noised = noise_categories(uniform, schedule, states.repeat(4000, 1), steps)
+        bound = categorical_log_likelihood(control_fn, schedule, noised)
         bounds[n_steps] = bound.reshape(4000, -1).mean(dim=0)
     assert (bounds[3] < log_marginals[0] + 0.05).all()
     # A single step, drawn at random, has the same mean

@@ -170,14 +170,12 @@ def test_statistics_from_the_data():
 
 def test_the_policy_sees_normalized_observations(monkeypatch):
     model, data = make_model(env=normalized()), make_data()
-    seen, log_likelihood = [], type(model.actor).log_likelihood
-    monkeypatch.setattr(
-        type(model.actor),
-        "log_likelihood",
-        lambda self, obs, actions, *args: seen.append((obs, actions)) or log_likelihood(self, obs, actions, *args),
-    )
+    actor, seen = type(model.actor), []
+    log_likelihood, noise_actions = actor.log_likelihood, actor.noise_actions
+    monkeypatch.setattr(actor, "noise_actions", lambda self, *args: seen.append(args[0]) or noise_actions(self, *args))
+    monkeypatch.setattr(actor, "log_likelihood", lambda self, *args: seen.append(args[0]) or log_likelihood(self, *args))
     pretrain(model, data, fit_normalization=True, held_out_share=0.0, epochs=1, batch_size=1000)
-    obs, actions = seen[0]
+    actions, obs = seen
     assert th.allclose(obs.mean(dim=0), th.zeros(3), atol=0.05) and th.allclose(obs.std(dim=0), th.ones(3), atol=0.05)
     assert actions.abs().max() == 1
 

@@ -6,6 +6,8 @@ noising process says in closed form where ``x_{k-1}`` is. How well the denoising
 log-likelihood of the data (Ho et al., 2020, arXiv 2006.11239).
 """
 
+from typing import NamedTuple
+
 import torch as th
 
 from sb3_diffusion.common.chain import ControlFn, at_step, terminal_log_prob
@@ -21,6 +23,32 @@ from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
 # Actions beyond it count as this, since the latent of one on the bound is infinite: artanh(0.999) = 3.8
 ACTION_MAX = 0.999
+
+
+class NoisedActions(NamedTuple):
+    """
+    Actions with the noise of some steps, and the exact reversal of that noise: all of the likelihood that weights do not
+    change.
+
+    :param steps: ``k``, (M, B)
+    :param x: ``x_k``, (M, B, d)
+    :param reversal: law of ``x_{k-1}`` given ``x_k`` and ``x_0``: output of :func:`bridge`; of categories their
+        probabilities, (M, B, d, n)
+    :param end: the end's share of the bound in nats, (B,)
+    """
+
+    steps: th.Tensor
+    x: th.Tensor
+    reversal: tuple[th.Tensor, ...]
+    end: th.Tensor
+
+    def take(self, rows: slice) -> "NoisedActions":
+        """
+        :param rows: which of the actions
+        :return: these alone
+        """
+        reversal = tuple(part[:, rows] for part in self.reversal)
+        return NoisedActions(self.steps[:, rows], self.x[:, rows], reversal, self.end[rows])
 
 
 def latent_action(action: th.Tensor) -> th.Tensor:
@@ -81,56 +109,61 @@ def expected_log_ratio(u: th.Tensor, log_std_ratio: th.Tensor, mean: th.Tensor, 
     return 0.5 * th.addcmul(variance, mean, mean).sum(dim=-1) - loss
 
 
-def log_likelihood(schedule: NoiseSchedule, x_0: th.Tensor, log_ratio: th.Tensor) -> th.Tensor:
+def noise_actions(schedule: NoiseSchedule, action: th.Tensor, steps: th.Tensor) -> NoisedActions:
     """
-    ``log N(x_0; 0, nu^2) + sum_k E[log q / r] - sum_i log(1 - tanh(x_0i)^2)``, a lower bound on the log-likelihood of the
-    action ``tanh(x_0)``, in the mean over the noise. With K = 1 and the cosine schedule it is the log-likelihood itself.
-
-    :param schedule: noise schedule
-    :param x_0: data, (B, d)
-    :param log_ratio: :func:`expected_log_ratio` of M steps, each drawn with the same probability, (M, B)
-    :return: bound in nats, (B,)
-    """
-    return terminal_log_prob(schedule, x_0) + log_ratio.mean(dim=0) * schedule.diffusion_steps
-
-
-def estimate_log_likelihood(control_fn: ControlFn, schedule: NoiseSchedule, action: th.Tensor, steps: th.Tensor) -> th.Tensor:
-    """
-    Noise the actions and compare the kernels with the reversal of that noise.
-
-    :param control_fn: control function of B observations
     :param schedule: noise schedule
     :param action: actions in [-1, 1], (B, d)
     :param steps: steps to take of each chain, each with the same probability, (M, B) or (M, 1)
-    :return: estimate of the bound of :func:`log_likelihood` in nats, with gradients, (B,)
+    :return: the actions with noise
     """
     x_0 = latent_action(action)
     steps = steps.expand(-1, len(x_0))
     x = noise_latent(schedule, x_0, th.randn(*steps.shape, x_0.shape[-1], device=x_0.device), steps)  # (M, B, d)
-    log_ratio = expected_log_ratio(*control_fn(x, steps), *bridge(schedule, x_0.expand_as(x), x, steps))
-    return log_likelihood(schedule, x_0, log_ratio)
+    return NoisedActions(steps, x, bridge(schedule, x_0.expand_as(x), x, steps), terminal_log_prob(schedule, x_0))
 
 
-def estimate_categorical_log_likelihood(
-    control_fn: ControlFn, uniform: th.Tensor, schedule: NoiseSchedule, x_0: th.Tensor, steps: th.Tensor
-) -> th.Tensor:
+def log_likelihood(control_fn: ControlFn, schedule: NoiseSchedule, noised: NoisedActions) -> th.Tensor:
     """
-    The same for categories: ``-sum_i log n_i + sum_k E[log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)]``, over ``x_k`` noised
-    from ``x_0`` and the exact reversal of that noise, which is the posterior kernel of a belief that is sure of ``x_0``. With
-    K = 1 and the cosine schedule it is the log-likelihood itself.
+    ``log N(x_0; 0, nu^2) + sum_k E[log q / r] - sum_i log(1 - tanh(x_0i)^2)``, a lower bound on the log-likelihood of the
+    action ``tanh(x_0)``, in the mean over the noise. With K = 1 and the cosine schedule it is the log-likelihood itself.
 
     :param control_fn: control function of B observations
+    :param schedule: noise schedule
+    :param noised: output of :func:`noise_actions`
+    :return: estimate of the bound in nats, with gradients, (B,)
+    """
+    log_ratio = expected_log_ratio(*control_fn(noised.x, noised.steps), *noised.reversal)  # (M, B)
+    return noised.end + log_ratio.mean(dim=0) * schedule.diffusion_steps
+
+
+def noise_categories(uniform: th.Tensor, schedule: NoiseSchedule, x_0: th.Tensor, steps: th.Tensor) -> NoisedActions:
+    """
+    The same for categories. The reversal of the noise is the posterior kernel of a belief that is sure of ``x_0``.
+
     :param uniform: probabilities of the uniform law, (d, n)
     :param schedule: noise schedule
     :param x_0: categories, (B, d)
     :param steps: steps to take of each chain, each with the same probability, (M, B) or (M, 1)
-    :return: estimate of the bound in nats, with gradients, (B,)
+    :return: the categories with noise
     """
     steps = steps.expand(-1, len(x_0))
     x_0 = x_0.expand(len(steps), -1, -1)  # (M, B, d)
     x = sample_categories(noising_log_prob(uniform, at_step(schedule.alpha_bar, steps), x_0), th.rand_like(x_0))
     certain = LOG_ZERO * (1 - one_hot(x_0, uniform.shape[-1]))
     log_bridge, _ = posterior_kernel(uniform, schedule, certain, x, steps)
-    log_q, log_r = control_fn(x, steps)
-    log_ratio = (th.exp(log_bridge) * (log_q - log_r)).sum(dim=(-2, -1))  # (M, B)
-    return uniform_log_prob(uniform) + log_ratio.mean(dim=0) * schedule.diffusion_steps
+    return NoisedActions(steps, x, (th.exp(log_bridge),), uniform_log_prob(uniform).expand(x_0.shape[1]))
+
+
+def categorical_log_likelihood(control_fn: ControlFn, schedule: NoiseSchedule, noised: NoisedActions) -> th.Tensor:
+    """
+    The same for categories: ``-sum_i log n_i + sum_k E[log q(x_{k-1} | x_k, s) - log r(x_{k-1} | x_k)]``. With K = 1 and the
+    cosine schedule it is the log-likelihood itself.
+
+    :param control_fn: control function of B observations
+    :param schedule: noise schedule
+    :param noised: output of :func:`noise_categories`
+    :return: estimate of the bound in nats, with gradients, (B,)
+    """
+    log_q, log_r = control_fn(noised.x, noised.steps)
+    log_ratio = (noised.reversal[0] * (log_q - log_r)).sum(dim=(-2, -1))  # (M, B)
+    return noised.end + log_ratio.mean(dim=0) * schedule.diffusion_steps

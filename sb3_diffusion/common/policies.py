@@ -17,6 +17,7 @@ from sb3_diffusion.common.chain import (
     draw_steps,
 )
 from sb3_diffusion.common.checks import check_finite_tensor
+from sb3_diffusion.common.likelihood import NoisedActions
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.process import ChainProcess
 from sb3_diffusion.common.score_network import KERNELS
@@ -209,15 +210,26 @@ class ChainPolicy(ActionScaling):
         best = agreement.argmax(dim=0).reshape(1, -1, 1).expand(1, -1, ends.shape[-1])
         return ends.gather(0, best).squeeze(0)
 
-    def chain_log_likelihood(self, context: th.Tensor, actions: th.Tensor, n_steps: int | None = None) -> th.Tensor:
+    def noise_actions(self, actions: th.Tensor, n_steps: int | None = None) -> NoisedActions:
+        """
+        :param actions: real actions in [-1, 1] or the environment's categories, (B, ...)
+        :param n_steps: denoising steps of each action, drawn at random; all if None
+        :return: actions with noise, whose log-likelihood takes fewer operations
+        """
+        schedule = self.schedule
+        steps = draw_steps(schedule.diffusion_steps, n_steps or schedule.diffusion_steps, len(actions), actions.device)
+        return self.process.noise_actions(schedule, actions, steps)
+
+    def chain_log_likelihood(
+        self, context: th.Tensor, actions: th.Tensor | NoisedActions, n_steps: int | None = None
+    ) -> th.Tensor:
         """
         A lower bound on the log-likelihood of given actions, estimated from one noising of each, see :mod:`.likelihood`.
 
         :param context: encoded observations, (B, W)
-        :param actions: real actions in [-1, 1] or the environment's categories, (B, ...)
+        :param actions: real actions in [-1, 1] or the environment's categories, (B, ...), or output of :meth:`noise_actions`
         :param n_steps: denoising steps of each action, drawn at random; all if None
         :return: bound in nats, with gradients, (B,)
         """
-        schedule = self.schedule
-        steps = draw_steps(schedule.diffusion_steps, n_steps or schedule.diffusion_steps, len(actions), actions.device)
-        return self.process.log_likelihood(self.control_fn(context), schedule, actions, steps)
+        noised = actions if isinstance(actions, NoisedActions) else self.noise_actions(actions, n_steps)
+        return self.process.log_likelihood(self.control_fn(context), self.schedule, noised)

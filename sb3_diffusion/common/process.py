@@ -26,7 +26,13 @@ import sb3_diffusion.common.discrete_chain as discrete
 from sb3_diffusion.common.action_scaling import unscale_action
 from sb3_diffusion.common.categories import Categories, is_discrete, latent_dim
 from sb3_diffusion.common.chain import Chain, ControlFn, Step
-from sb3_diffusion.common.likelihood import estimate_categorical_log_likelihood, estimate_log_likelihood
+from sb3_diffusion.common.likelihood import (
+    NoisedActions,
+    categorical_log_likelihood,
+    log_likelihood,
+    noise_actions,
+    noise_categories,
+)
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 
 Control = tuple[th.Tensor, th.Tensor]
@@ -263,13 +269,21 @@ class ChainProcess(ABC):
         """
 
     @abstractmethod
-    def log_likelihood(self, control_fn: ControlFn, schedule: NoiseSchedule, action: th.Tensor, steps: th.Tensor) -> th.Tensor:
+    def noise_actions(self, schedule: NoiseSchedule, action: th.Tensor, steps: th.Tensor) -> NoisedActions:
         """
-        :param control_fn: control function of B observations
         :param schedule: noise schedule
         :param action: actions as :meth:`to_action` gives them, (B, ...)
         :param steps: steps to take of each chain, each with the same probability, (M, B) or (M, 1)
-        :return: estimate of a lower bound on their log-likelihood in nats, with gradients, (B,), see :mod:`.likelihood`
+        :return: what :meth:`log_likelihood` needs of them, see :mod:`.likelihood`
+        """
+
+    @abstractmethod
+    def log_likelihood(self, control_fn: ControlFn, schedule: NoiseSchedule, noised: NoisedActions) -> th.Tensor:
+        """
+        :param control_fn: control function of B observations
+        :param schedule: noise schedule
+        :param noised: output of :meth:`noise_actions`
+        :return: estimate of a lower bound on the log-likelihood of the actions in nats, with gradients, (B,)
         """
 
     @abstractmethod
@@ -389,8 +403,11 @@ class GaussianProcess(ChainProcess):
         mean, std = gaussian.denoising_kernel(schedule, *control, x, step)
         return DiagGaussianDistribution(self.action_dim).proba_distribution(mean, th.log(std))
 
-    def log_likelihood(self, control_fn: ControlFn, schedule: NoiseSchedule, action: th.Tensor, steps: th.Tensor) -> th.Tensor:
-        return estimate_log_likelihood(control_fn, schedule, action.reshape(-1, self.action_dim), steps)
+    def noise_actions(self, schedule: NoiseSchedule, action: th.Tensor, steps: th.Tensor) -> NoisedActions:
+        return noise_actions(schedule, action.reshape(-1, self.action_dim), steps)
+
+    def log_likelihood(self, control_fn: ControlFn, schedule: NoiseSchedule, noised: NoisedActions) -> th.Tensor:
+        return log_likelihood(control_fn, schedule, noised)
 
     def describe(self, log_ratio: th.Tensor, x: th.Tensor) -> dict[str, th.Tensor]:
         return gaussian.describe_chain(log_ratio, x)
@@ -518,9 +535,12 @@ class CategoricalProcess(ChainProcess):
             return CategoricalDistribution(counts[0]).proba_distribution(logits)
         return MultiCategoricalDistribution(counts).proba_distribution(logits)
 
-    def log_likelihood(self, control_fn: ControlFn, schedule: NoiseSchedule, action: th.Tensor, steps: th.Tensor) -> th.Tensor:
+    def noise_actions(self, schedule: NoiseSchedule, action: th.Tensor, steps: th.Tensor) -> NoisedActions:
         x_0 = self.categories.from_action(action)
-        return estimate_categorical_log_likelihood(control_fn, self.uniform(x_0), schedule, x_0, steps)
+        return noise_categories(self.uniform(x_0), schedule, x_0, steps)
+
+    def log_likelihood(self, control_fn: ControlFn, schedule: NoiseSchedule, noised: NoisedActions) -> th.Tensor:
+        return categorical_log_likelihood(control_fn, schedule, noised)
 
     def describe(self, log_ratio: th.Tensor, x: th.Tensor) -> dict[str, th.Tensor]:
         return gaussian.describe_steps(log_ratio)

@@ -20,6 +20,7 @@ from sb3_diffusion.common.categories import check_chain_action_space, flat_actio
 from sb3_diffusion.common.chain import ControlFn, Step, floor_log_std_ratio
 from sb3_diffusion.common.checks import check_finite_tensor, check_no_sde
 from sb3_diffusion.common.denoisers import make_score_network, make_value_network
+from sb3_diffusion.common.likelihood import NoisedActions
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.policies import CHAIN_ARGUMENTS, ChainPolicy, get_denoiser_arch, limit_observation
 from sb3_diffusion.common.process import CategoricalProcess, Control, make_process
@@ -276,10 +277,10 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         features = self.extract_features(obs, self.pi_features_extractor)
         return self._encode_latent(self.mlp_extractor.forward_actor(features))
 
-    def log_likelihood(self, obs: PyTorchObs, actions: th.Tensor, n_steps: int | None = None) -> th.Tensor:
+    def log_likelihood(self, obs: PyTorchObs, actions: th.Tensor | NoisedActions, n_steps: int | None = None) -> th.Tensor:
         """
         :param obs: observations
-        :param actions: actions in [-1, 1], (B, ...)
+        :param actions: actions in [-1, 1], (B, ...), or output of :meth:`ChainPolicy.noise_actions`
         :param n_steps: denoising steps of each action, drawn at random; all if None
         :return: output of :meth:`ChainPolicy.chain_log_likelihood`, (B,)
         """

@@ -23,6 +23,7 @@ from sb3_diffusion.common.categories import check_stored_action_space
 from sb3_diffusion.common.chain import Step
 from sb3_diffusion.common.checks import check_finite_tensor, check_integer, check_no_sde
 from sb3_diffusion.common.denoisers import make_score_network
+from sb3_diffusion.common.likelihood import NoisedActions
 from sb3_diffusion.common.noise_schedule import NoiseSchedule
 from sb3_diffusion.common.policies import CHAIN_ARGUMENTS, ChainPolicy, get_denoiser_arch, limit_observation
 from sb3_diffusion.common.process import make_process
@@ -155,10 +156,10 @@ class DiffusionActor(ChainPolicy, BasePolicy):
         chain = self.sample(self.encode(obs), noise)
         return self.process.to_action(chain.x[0]), self.process.action_log_prob(self.schedule, chain)
 
-    def log_likelihood(self, obs: PyTorchObs, actions: th.Tensor, n_steps: int | None = None) -> th.Tensor:
+    def log_likelihood(self, obs: PyTorchObs, actions: th.Tensor | NoisedActions, n_steps: int | None = None) -> th.Tensor:
         """
         :param obs: observations
-        :param actions: actions in [-1, 1], (B, ...)
+        :param actions: actions in [-1, 1], (B, ...), or output of :meth:`ChainPolicy.noise_actions`
         :param n_steps: denoising steps of each action, drawn at random; all if None
         :return: output of :meth:`ChainPolicy.chain_log_likelihood`, (B,)
         """
@@ -486,10 +487,10 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
         check_integer("n_action_candidates", n_candidates)
         self._n_action_candidates = n_candidates
 
-    def log_likelihood(self, obs: PyTorchObs, actions: th.Tensor, n_steps: int | None = None) -> th.Tensor:
+    def log_likelihood(self, obs: PyTorchObs, actions: th.Tensor | NoisedActions, n_steps: int | None = None) -> th.Tensor:
         """
         :param obs: observations
-        :param actions: actions in [-1, 1], (B, ...)
+        :param actions: actions in [-1, 1], (B, ...), or output of :meth:`ChainPolicy.noise_actions`
         :param n_steps: denoising steps of each action, drawn at random; all if None
         :return: output of :meth:`ChainPolicy.chain_log_likelihood`, (B,)
         """

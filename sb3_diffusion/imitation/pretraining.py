@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_diffusion.common.batch_renorm import set_batch_renorm_training
 from sb3_diffusion.common.checks import check_fraction, check_integer, check_positive, optimize
+from sb3_diffusion.common.likelihood import NoisedActions
 from sb3_diffusion.imitation.averaging import WeightAverage
 from sb3_diffusion.imitation.data import Demonstrations, NumpyObs, load_demonstrations, map_obs
 
@@ -25,6 +26,9 @@ State = dict[str, th.Tensor]
 # Steps of the held-out part whose likelihood is taken, at most, and in one pass. Beyond one pass it is taken of so many
 # denoising steps of each, and else of all
 MAX_HELD_OUT, HELD_OUT_BATCH, HELD_OUT_DENOISING_STEPS = 8192, 1024, 4
+
+# Minibatches to which noise is added in one pass: on small ones the number of operations is the cost
+MINIBATCHES_AT_ONCE = 16
 
 
 def pretrain(
@@ -262,13 +266,22 @@ class Cloning:
         take = lambda values: values.index_select(0, index)  # noqa: E731
         return map_obs(take, self.obs), take(self.actions)  # type: ignore[arg-type]
 
-    def minibatches(self, batch_size: int) -> Iterator[th.Tensor]:
+    def minibatches(self, batch_size: int) -> Iterator[tuple[PyTorchObs, NoisedActions]]:
         """
         :param batch_size: steps of a minibatch B
-        :return: the steps to train on in a random order, in minibatches of the same size up to one
+        :return: observations of the steps to train on, in a random order, and their actions with noise, in minibatches of the
+            same size up to one
         """
         order = self.training[th.randperm(len(self.training), device=self.training.device)]
-        return iter(order.tensor_split(math.ceil(len(order) / batch_size)))
+        minibatches = order.tensor_split(math.ceil(len(order) / batch_size))
+        for start in range(0, len(minibatches), MINIBATCHES_AT_ONCE):
+            several = minibatches[start : start + MINIBATCHES_AT_ONCE]
+            obs, actions = self.take(th.cat(several))
+            noised, begin = self.network.noise_actions(actions, self.n_denoising_steps), 0
+            for index in several:
+                rows = slice(begin, begin + len(index))
+                yield map_obs(lambda values, rows=rows: values[rows], obs), noised.take(rows)  # type: ignore[misc,arg-type]
+                begin = rows.stop
 
     def fit(
         self,
@@ -295,9 +308,9 @@ class Cloning:
         for epoch in range(1, epochs + 1):
             losses = []
             set_batch_renorm_training(self.network, True)
-            for index in self.minibatches(batch_size):
+            for obs, actions in self.minibatches(batch_size):
                 learning_rate = lr_schedule(1 - n_updates / (epochs * n_batches))
-                losses.append(self.update(index, learning_rate))
+                losses.append(self.update(obs, actions, learning_rate))
                 n_updates += 1
                 callback.update_locals(locals())
                 if not callback.on_step():
@@ -319,18 +332,19 @@ class Cloning:
             if stop:
                 return
 
-    def update(self, index: th.Tensor, learning_rate: float) -> th.Tensor:
+    def update(self, obs: PyTorchObs, actions: NoisedActions, learning_rate: float) -> th.Tensor:
         """
         One step of the optimizer.
 
-        :param index: steps of the data, (B,)
+        :param obs: observations of a minibatch, (B, ...)
+        :param actions: its actions with noise
         :param learning_rate: learning rate
         :return: minus the bound on the log-likelihood in nats, a scalar
         """
         if not self.network.training:  # a callback that predicts leaves it so
             self.network.set_training_mode(True)
         update_learning_rate(self.optimizer, learning_rate)
-        log_likelihood = self.network.log_likelihood(*self.take(index), self.n_denoising_steps)
+        log_likelihood = self.network.log_likelihood(obs, actions)
         loss = -log_likelihood.mean()
         optimize(self.optimizer, "pretrain loss", loss, log_likelihood=log_likelihood)
         self.average.update()
