@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as th
 from sb3_contrib.common.torch_layers import BatchRenorm1d
@@ -141,13 +140,7 @@ def fold_batch_renorm(network: nn.Module) -> Callable[[th.Tensor], th.Tensor]:
     """
     if not (isinstance(network, nn.Sequential) and is_untouched(network, nn.Sequential)):
         return network
-    functions: list[Callable[[th.Tensor], th.Tensor]] = []
-    for layer in network:
-        before = functions[-1] if functions else None
-        if isinstance(before, NativeBatchRenorm1d) and isinstance(layer, nn.Linear) and _can_fold(before, layer):
-            functions[-1] = _fold(before, layer)
-        else:
-            functions.append(layer)
+    functions = fold_layers(network)
     if len(functions) == len(network):
         return network
 
@@ -159,16 +152,46 @@ def fold_batch_renorm(network: nn.Module) -> Callable[[th.Tensor], th.Tensor]:
     return folded
 
 
+def fold_layers(network: nn.Sequential) -> list[Any]:
+    """
+    :param network: layers one after the other
+    :return: its layers, of which :class:`FoldedLinear` stand for two, see :func:`fold_batch_renorm`
+    """
+    layers: list[Any] = []
+    for layer in network:
+        before = layers[-1] if layers else None
+        if isinstance(before, NativeBatchRenorm1d) and isinstance(layer, nn.Linear) and _can_fold(before, layer):
+            layers[-1] = _fold(before, layer)
+        else:
+            layers.append(layer)
+    return layers
+
+
+class FoldedLinear(NamedTuple):
+    """
+    A linear layer that has taken over the batch renormalisation before it.
+
+    :param weight: weight, (m, n)
+    :param bias: bias, (m,)
+    """
+
+    weight: th.Tensor
+    bias: th.Tensor
+
+    def __call__(self, x: th.Tensor) -> th.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
 def _can_fold(renorm: NativeBatchRenorm1d, linear: nn.Linear) -> bool:
     untouched = is_untouched(renorm, NativeBatchRenorm1d) and is_untouched(linear, nn.Linear)
     return untouched and renorm.affine and not renorm.training
 
 
 @th.no_grad()
-def _fold(renorm: NativeBatchRenorm1d, linear: nn.Linear) -> Callable[[th.Tensor], th.Tensor]:
+def _fold(renorm: NativeBatchRenorm1d, linear: nn.Linear) -> FoldedLinear:
     scale = renorm.scale * th.rsqrt(renorm.ra_var + renorm.eps)
     shift = linear.weight @ (renorm.bias - renorm.ra_mean * scale)
-    return partial(F.linear, weight=linear.weight * scale, bias=shift if linear.bias is None else shift + linear.bias)
+    return FoldedLinear(linear.weight * scale, shift if linear.bias is None else shift + linear.bias)
 
 
 def _renorm_layers(network: nn.Module) -> Iterator[BatchRenorm1d]:

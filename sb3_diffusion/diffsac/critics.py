@@ -21,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from sb3_diffusion.common.batch_renorm import fold_batch_renorm, set_batch_renorm_training, use_native_batch_renorm
 from sb3_diffusion.common.checks import check_choice, check_fraction, check_integer, check_positive, is_untouched
 from sb3_diffusion.common.losses import ValueFn, soft_bellman_target, squared_bellman_error
+from sb3_diffusion.diffsac.least_value import least_value, linear_layers
 
 Parts = dict[str, Any]
 
@@ -112,6 +113,10 @@ class CriticRule:
         with th.no_grad():
             features = critic.extract_features(obs, critic.features_extractor)  # type: ignore[arg-type]
             features = features.repeat(n_action_samples, 1)
+        layers = [linear_layers(q_net) for q_net in critic.q_networks]  # type: ignore[union-attr]
+        # On a GPU it would wait for the number of samples of each critic
+        if type(self).value is CriticRule.value and None not in layers and features.device.type == "cpu":
+            return lambda actions: least_value(actions, features, layers)  # type: ignore[arg-type]
         q_nets = [fold_batch_renorm(q_net) for q_net in critic.q_networks]  # type: ignore[union-attr]
 
         def value_of(actions: th.Tensor) -> th.Tensor:
