@@ -248,7 +248,7 @@ def test_seconds_per_step():
 
 
 def test_divergence(tmp_path):
-    settings = dict(n_steps=60, eval_every=30, eval_episodes=1, seeds=(3,), learning_starts=20, batch_size=8, policy_kwargs={})
+    settings = dict(steps=60, eval_every=30, eval_episodes=1, seeds=(3,), learning_starts=20, batch_size=8, policy_kwargs={})
     results = divergence("TurningDoubleWell-v0", tmp_path / "divergence.csv", **settings)
     assert results["name"].unique().tolist() == ["reverse-adjoint", "reverse-pathwise", "forward"]
     assert results["least_share"].between(0, 0.5).all()
@@ -272,7 +272,7 @@ def test_fit_mixture_ends_at_temperature_one():
     assert temperatures == pytest.approx([20, math.sqrt(20), 1, 1])
     with pytest.raises(ValueError, match="ent_coef is not free"):
         fit_mixture(1, ent_coef="auto")
-    row = fit_mixture(1, n_steps=120, learning_starts=50, policy_kwargs=dict(net_arch=[8]))
+    row = fit_mixture(1, steps=120, learning_starts=50, policy_kwargs=dict(net_arch=[8]))
     assert row["diffusion_steps"] == 1 and 0 < row["total_variation"] <= row["worst_heading"] <= 1
 
 

@@ -1,6 +1,7 @@
 """Environments, files and settings that Stable-Baselines3 takes, the algorithms of this package take, too."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -9,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
@@ -338,3 +340,96 @@ def test_returns_may_be_computed_by_the_users_own_function():
     model.rollout_buffer.compute_returns_and_advantage = lambda last_values, dones: (calls.append(1), own(last_values, dones))
     model.learn(16)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["advantages", "returns"])
+def test_changes_that_updates_would_not_see_are_refused(name):
+    class Change(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            getattr(self.model.rollout_buffer, name)[:] = 0
+
+    with pytest.raises(ValueError, match=f"rollout_buffer.{name} was changed after the rollout"):
+        make(DiffPPO).learn(8, callback=Change())
+
+
+def test_a_rollout_buffer_of_another_length_and_an_own_add():
+    model, calls = make(DiffPPO, diffusion_steps=3), []
+    kwargs = dict(device="cpu", gamma=model.gamma, gae_lambda=model.gae_lambda, n_envs=1, **model.rollout_buffer_kwargs)
+    model.rollout_buffer = model.rollout_buffer_class(16, model.observation_space, model.action_space, **kwargs)
+    own, model.n_steps = model.rollout_buffer.add, 16
+
+    def add(obs, action, reward, episode_start, value, log_prob):
+        calls.append(1)
+        own(obs, action, reward, episode_start, value, log_prob)
+
+    model.rollout_buffer.add = add
+    model.learn(16)
+    assert len(calls) == 16
+    assert model.rollout_buffer.gae_lambda_diffusion == model._gae_lambda_diffusion()
+
+
+@pytest.mark.parametrize("algorithm", OFF_POLICY)
+def test_the_temperature_can_be_frozen(algorithm):
+    model = make(algorithm)
+    model.ent_coef_optimizer, model.ent_coef_tensor = None, th.tensor(0.25)
+    model.learn(20)
+    assert model.logger.name_to_value["train/ent_coef"] == 0.25
+
+
+@pytest.mark.parametrize("algorithm", [DiffSAC, DiffCrossQ])
+def test_samples_may_be_any_object(algorithm):
+    model = make(algorithm)
+    own = model.replay_buffer.sample
+    model.replay_buffer.sample = lambda *args, **kwargs: SimpleNamespace(**own(*args, **kwargs)._asdict())
+    model.learn(20)
+
+
+@pytest.mark.parametrize("algorithm", BOTH)
+def test_dones_as_tensors_and_empty_observations(algorithm):
+    make(algorithm, Simulator(2, dones=th.as_tensor)).learn(24)
+    if algorithm is DiffPPO:  # SAC fails, too
+        space = spaces.Dict(a=spaces.Box(-1, 1, (3,)), none=spaces.Box(-1, 1, (0,)))
+        make(algorithm, Env(space), "MultiInputPolicy").learn(24)
+
+
+@pytest.mark.parametrize("algorithm", BOTH)
+def test_attributes_of_the_users_own_are_saved(algorithm, tmp_path):
+    model = make(algorithm)
+    model.run_name, model.notes = "first", dict(tags=["a", 2], best=np.float32(0.5))
+    model._private = "text"
+    with pytest.raises(UnsafeModelError, match="_private"):
+        reload(model, tmp_path / "model")
+    del model._private
+    loaded = reload(model, tmp_path / "model")
+    assert loaded.run_name == "first" and loaded.notes["tags"] == ["a", 2]
+
+
+@pytest.mark.parametrize("total_timesteps", [float("inf"), int(1e20), 2**70])
+@pytest.mark.parametrize("algorithm", BOTH)
+def test_endless_trainings_are_saved(algorithm, total_timesteps, tmp_path):
+    class Stop(BaseCallback):
+        def _on_step(self):
+            return self.num_timesteps < 20
+
+    reload(make(algorithm).learn(total_timesteps, callback=Stop()), tmp_path / "model")
+
+
+def test_a_users_class_may_have_the_name_of_its_base(tmp_path):
+    own = type("DiffSAC", (DiffSAC,), {})
+    reload(make(own), tmp_path / "model")
+    assert type(load_safe(tmp_path / "model")) is DiffSAC
+    with pytest.raises(ValueError, match="is a 'DiffSAC', not a DiffCrossQ"):
+        DiffCrossQ.load(tmp_path / "model")
+
+
+def test_noise_from_lists_is_saved(tmp_path):
+    reload(make(DiffSAC, action_noise=NormalActionNoise([0], [1])), tmp_path / "model")
+
+
+def test_the_distribution_of_a_chain_is_refused():
+    model = make(DiffPPO)
+    with pytest.raises(ValueError, match="has no closed form"):
+        model.policy.get_distribution(th.zeros(1, 3))

@@ -46,7 +46,9 @@ def test_two_steps_by_hand():
 def fill(buffer, obs):
     th.manual_seed(0)
     for t in range(T):
-        buffer.add(obs(t), th.randn(K + 1, N, D), np.full(N, t, dtype=np.float32), np.array([t == 0, t in (0, 3)]))
+        buffer.add(
+            obs(t), th.randn(K + 1, N, D), np.full(N, t, dtype=np.float32), np.array([t == 0, t in (0, 3)]), *th.zeros(2, N)
+        )
     for steps in (slice(0, 2), slice(2, T)):
         buffer.set_evaluation(steps, *th.randn(3, K, len(range(T)[steps]) * N))
     buffer.temperature = 0.5
@@ -86,7 +88,7 @@ def test_the_policys_evaluation_stays_with_its_chain():
 
 def test_soft_rewards():
     buffer = ChainRolloutBuffer(1, spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (D,)), "cpu", 1.0, 1.0, 1, diffusion_steps=K)
-    buffer.add(np.zeros((1, 1)), th.zeros(K + 1, 1, D), np.array([2.0]), np.array([True]))
+    buffer.add(np.zeros((1, 1)), th.zeros(K + 1, 1, D), np.array([2.0]), np.array([True]), *th.zeros(2, 1))
     costs = th.tensor([[1.0], [2.0], [4.0]])
     buffer.set_evaluation(slice(0, 1), th.zeros(K, 1), th.zeros(K, 1), costs)
     buffer.temperature = 0.1

@@ -176,6 +176,9 @@ class TestPickles:
             "set_parameters",
             "env",
             "policy",
+            "actor",
+            "replay_buffer",
+            "_logger",
             "device",
             "x" * 10**5,
         ):

@@ -303,7 +303,7 @@ def test_classes_and_attributes_of_ones_own():
     with pytest.raises(UnsafeModelError, match="is of a 'Own', not of a DiffCrossQ"):
         DiffCrossQ.load(file, safe=True)
     model = make(DiffSAC)
-    model.note = "a text"
+    model.note = object()
     with pytest.raises(UnsafeModelError, match="'note' is 'an attribute that the algorithm does not have'"):
         load_safe(saved(model))
     assert load_safe(saved(model), note="another").note == "another"

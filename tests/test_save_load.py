@@ -71,12 +71,28 @@ def test_weights_do_not_act_under_other_settings(tmp_path, other, message):
         changed.set_parameters(model.get_parameters())
     state = model.policy.state_dict()
     average = {name: 0.3 * value + 0.7 * value for name, value in state.items()}
-    for weights in (state, dict(state), state.copy(), {name: value.cpu() for name, value in state.items()}, average):
+    halves = {name: value.to(th.bfloat16) for name, value in state.items()}
+    for weights in (state, dict(state), state.copy(), {name: value.cpu() for name, value in state.items()}, average, halves):
         with pytest.raises(RuntimeError, match=message):
             changed.policy.load_state_dict(weights)
         make_model().policy.load_state_dict(weights)
     changed.policy.load_state_dict(dict(model.policy.named_parameters()))
-    changed.policy.load_state_dict({name: th.rand_like(value) for name, value in state.items()})
+
+
+def test_noise_on_weights_is_no_other_setting():
+    for model in (make_model(diffusion_steps=1, prior_std=0.3), make_model()):
+        for _ in range(20):
+            state = model.policy.state_dict()
+            model.policy.load_state_dict({name: value + 0.2 * th.randn_like(value) for name, value in state.items()})
+            model.policy.load_state_dict({name: th.rand_like(value) for name, value in state.items()})
+        with pytest.raises(RuntimeError, match="trained with diffusion_steps="):
+            make_model(diffusion_steps=12).policy.load_state_dict(model.policy.state_dict())
+
+
+def test_settings_count_for_nothing_in_the_norm_of_a_state_dict():
+    policy = make_model().policy
+    norms = [th.nn.utils.get_total_norm(values) for values in (policy.state_dict().values(), policy.parameters())]
+    assert norms[0] == pytest.approx(norms[1].item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("other, message", OTHER)

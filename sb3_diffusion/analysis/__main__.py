@@ -105,7 +105,7 @@ def _run_divergence(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
-    lengths = {key: value for key, value in (("n_steps", args.steps), ("eval_every", args.eval_every)) if value is not None}
+    lengths = {key: value for key, value in (("steps", args.steps), ("eval_every", args.eval_every)) if value is not None}
     for env_id in args.envs:
         runs = divergence(env_id, args.out, seeds=args.seeds, n_jobs=args.jobs, **lengths, **args.settings)
         print(f"{env_id}:\n\n{divergence_table(runs)}\n", flush=True)
@@ -255,7 +255,7 @@ def _check_lengths(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     if args.run is _run_divergence:
         for env_id in args.envs:
             task = DIVERGENCE_TASKS.get(env_id.split(":")[-1], {})
-            length = steps or task.get("n_steps")
+            length = steps or task.get("steps")
             if length is None:
                 known = ", ".join(DIVERGENCE_TASKS)
                 parser.error(f"{env_id} has no steps of its own, those that have are {known}: give --steps")

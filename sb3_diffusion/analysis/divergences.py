@@ -16,10 +16,10 @@ from sb3_diffusion.analysis.sweep import variants_of
 # Equal numbers of chains for both divergences, so that nothing but the divergence differs
 SMALL: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[64, 64]), diffusion_steps=8, prior_std=0.5, n_action_samples=8)
 DIVERGENCE_TASKS: dict[str, dict[str, Any]] = {
-    "TurningDoubleWell-v0": dict(n_steps=8000, eval_every=2000, learning_rate=2e-3, target_entropy=-0.6, **SMALL),
-    "MultiGoal-v0": dict(n_steps=6000, eval_every=2000, learning_rate=1e-3, ent_coef="auto_30", target_entropy=0.5, **SMALL),
+    "TurningDoubleWell-v0": dict(steps=8000, eval_every=2000, learning_rate=2e-3, target_entropy=-0.6, **SMALL),
+    "MultiGoal-v0": dict(steps=6000, eval_every=2000, learning_rate=1e-3, ent_coef="auto_30", target_entropy=0.5, **SMALL),
     "HalfCheetah-v5": dict(
-        n_steps=30_000, actor_losses=("adjoint",), diffusion_steps=5, learning_starts=5000, n_action_samples=4
+        steps=30_000, actor_losses=("adjoint",), diffusion_steps=5, learning_starts=5000, n_action_samples=4
     ),
 }
 
@@ -46,12 +46,12 @@ def divergence(
     :param n_jobs: runs at a time, in processes of their own; with 1 they run in this process
     :param kwargs: other arguments of :func:`.variants_of`
     :return: a row for each evaluation of the runs: ``reverse-adjoint`` and so on, and ``forward``
-    :raises ValueError: see :class:`.Run` and :func:`.run_all`; without ``n_steps`` for an environment that has no default
+    :raises ValueError: see :class:`.Run` and :func:`.run_all`; without ``steps`` for an environment that has no default
     """
     task = env_id.split(":")[-1]
     kwargs = {**DIVERGENCE_TASKS.get(task, {}), **kwargs}
-    if "n_steps" not in kwargs:
-        raise ValueError(f"{env_id} has no default settings, those that have are {list(DIVERGENCE_TASKS)}: give n_steps")
+    if "steps" not in kwargs:
+        raise ValueError(f"{env_id} has no default settings, those that have are {list(DIVERGENCE_TASKS)}: give steps")
     of_task = kwargs.pop("actor_losses", ("adjoint", "pathwise"))
     variants: dict[str, Any] = {f"reverse-{name}": dict(actor_loss=name) for name in actor_losses or of_task}
     measure = f"{__name__}:least_share" if task in ("MultiGoal-v0", "TurningDoubleWell-v0") else None

@@ -40,7 +40,7 @@ def _constant_then_falling(learning_rate: float) -> Callable[[float], float]:
     return lambda progress_remaining: learning_rate * min(1.0, 2 * progress_remaining)
 
 
-def fit_mixture(diffusion_steps: int, n_steps: int = MIXTURE_STEPS, seed: int = 0, **kwargs: Any) -> dict[str, Any]:
+def fit_mixture(diffusion_steps: int, steps: int = MIXTURE_STEPS, seed: int = 0, **kwargs: Any) -> dict[str, Any]:
     """
     Train DiffSAC on ``TurningGMM-v0`` at discount 0, where at temperature 1 the best policy is the mixture itself.
 
@@ -49,7 +49,7 @@ def fit_mixture(diffusion_steps: int, n_steps: int = MIXTURE_STEPS, seed: int = 
     the policy rarely goes and so keeps it away; and noise levels as fine as the edges, hence a small prior.
 
     :param diffusion_steps: number of denoising steps K
-    :param n_steps: steps of the environment
+    :param steps: steps of the environment
     :param seed: seed
     :param kwargs: other arguments of DiffSAC
     :return: the total-variation distance to the mixture, in the mean over the headings and at the worst
@@ -80,12 +80,12 @@ def fit_mixture(diffusion_steps: int, n_steps: int = MIXTURE_STEPS, seed: int = 
         device="cpu",
     )
     model = DiffSAC("MlpPolicy", env, diffusion_steps=diffusion_steps, **{**settings, **kwargs})
-    check_training(model, n_steps)
-    model.learn(n_steps, callback=AnnealTemperature(HOT, 1.0, n_steps))
+    check_training(model, steps)
+    model.learn(steps, callback=AnnealTemperature(HOT, 1.0, steps))
     distance = mode_coverage(model, env)["total_variation"]
     return {
         "diffusion_steps": diffusion_steps,
-        "steps": n_steps,
+        "steps": steps,
         "total_variation": float(distance.mean()),
         "worst_heading": float(distance.max()),
     }

@@ -17,7 +17,7 @@ from sb3_diffusion.analysis.runner import Run, run_all
 def variants_of(
     variants: dict[str, dict[str, Any] | None],
     env_id: str,
-    n_steps: int,
+    steps: int,
     seeds: Iterable[int] = (0, 1),
     eval_every: int = 10_000,
     eval_episodes: int = 10,
@@ -27,7 +27,7 @@ def variants_of(
     """
     :param variants: by their names what each has of keyword arguments of its own of DiffSAC, or None for SAC
     :param env_id: environment
-    :param n_steps: steps of the environment of each run
+    :param steps: steps of the environment of each run
     :param seeds: seeds
     :param eval_every: steps between two evaluations, the last of which is at the end
     :param eval_episodes: episodes of each evaluation
@@ -41,7 +41,7 @@ def variants_of(
             name,
             "stable_baselines3:SAC" if variant is None else "sb3_diffusion:DiffSAC",
             env_id,
-            n_steps,
+            steps,
             seed,
             {**kwargs, **(variant or {})},
             eval_every=eval_every,
@@ -112,7 +112,7 @@ def add_cost(results: pd.DataFrame, path: str | Path) -> pd.DataFrame:
 
 def k_sweep(
     env_id: str,
-    n_steps: int,
+    steps: int,
     path: str | Path,
     diffusion_steps: Iterable[int] = (1, 2, 5, 10, 20),
     n_jobs: int = 1,
@@ -123,7 +123,7 @@ def k_sweep(
     Train DiffSAC with several numbers of denoising steps, and SAC.
 
     :param env_id: environment
-    :param n_steps: steps of the environment of each run
+    :param steps: steps of the environment of each run
     :param path: CSV file of the results; what is there is not run again
     :param diffusion_steps: numbers of denoising steps K
     :param n_jobs: runs at a time, in processes of their own; with 1 they run in this process
@@ -135,8 +135,8 @@ def k_sweep(
     """
     chain_kwargs = chain_kwargs or {}
     estimator = chain_kwargs.get("actor_loss", "adjoint")
-    variants = {f"diffsac-{estimator}_K{steps}": dict(chain_kwargs, diffusion_steps=steps) for steps in diffusion_steps}
-    runs = variants_of({"sac": None, **variants}, env_id, n_steps, **kwargs)
+    variants = {f"diffsac-{estimator}_K{k}": dict(chain_kwargs, diffusion_steps=k) for k in diffusion_steps}
+    runs = variants_of({"sac": None, **variants}, env_id, steps, **kwargs)
     results = run_all(runs, path, n_jobs if n_jobs > 1 else None)
     measure_cost(runs, path)
     return add_cost(results, path)

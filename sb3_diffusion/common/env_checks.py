@@ -130,7 +130,8 @@ def check_transition(
     :raises ValueError: if a reward is not a number, an observation does not fit its space, or either is NaN or infinite
     """
     # Some environments have nothing to say in their infos, not even a dict for each
-    n_envs = np.size(dones)
+    dones = np.asarray(dones)
+    n_envs = dones.size
     _check_reward(reward, (n_envs,))
     if vec_normalize is not None:
         check_finite_array("reward", vec_normalize.get_original_reward())

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch as th
 from torch import nn
 
-from sb3_diffusion.common.carried_settings import carry_settings
+from sb3_diffusion.common.carried_settings import STEPS, carry_settings, copy_settings
 from sb3_diffusion.common.checks import check_choice, check_integer, check_positive
 
 # The last kernel must keep some width, or its density and KL would be infinite
@@ -88,7 +87,6 @@ class NoiseSchedule(nn.Module):
     belief_table: th.Tensor
     visibility: th.Tensor
     control_scale: th.Tensor
-    carried_settings: dict[str, Any]
 
     def __init__(self, diffusion_steps: int, name: str = "cosine", prior_std: float = 1.0):
         super().__init__()
@@ -97,7 +95,8 @@ class NoiseSchedule(nn.Module):
         check_positive("prior_std", prior_std, "the standard deviation of the prior")
         self.name = name
         self.prior_std = float(prior_std)
-        carry_settings(self, diffusion_steps=diffusion_steps, noise_schedule=name, prior_std=self.prior_std)
+        choices = dict(diffusion_steps=(int(diffusion_steps), STEPS), noise_schedule=(name, tuple(NOISE_SCHEDULES)))
+        carry_settings(self, choices, number=("prior_std", self.prior_std))
         beta = NOISE_SCHEDULES[name](diffusion_steps).clamp(MIN_BETA, 1.0)
         steps = th.arange(diffusion_steps + 1)
         self._register(steps, th.cat((th.zeros(1, dtype=th.float64), beta)), th.ones_like(steps, dtype=th.float64))
@@ -173,7 +172,7 @@ class NoiseSchedule(nn.Module):
         one_step = trained[kept[1:] - 1] - trained[kept[1:]]
         control_scale = th.sqrt((alpha_bar[:-1] - alpha_bar[1:]) / one_step)
         schedule = NoiseSchedule(n_steps, self.name, self.prior_std)
-        carry_settings(schedule, **self.carried_settings)
+        copy_settings(schedule, self)
         schedule._register(self.steps[kept], beta, th.cat((alpha_bar.new_ones(1), control_scale)))
         return schedule
 
@@ -188,7 +187,7 @@ class NoiseSchedule(nn.Module):
         """
         check_integer("inference_steps", n_steps, least=self.diffusion_steps)
         schedule = NoiseSchedule(n_steps, self.name, self.prior_std).to(self.beta.device)
-        carry_settings(schedule, **self.carried_settings)
+        copy_settings(schedule, self)
         nearest = (schedule.alpha_bar[1:, None] - self.alpha_bar[1:]).abs().argmin(dim=1) + 1
         # The first step alone is blind to x_k, if it is in training
         nearest[:-1].clamp_(max=max(self.visible_steps - {0}, default=1))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_diffusion.common.batch_renorm import NativeBatchRenorm1d, set_batch_renorm_training
-from sb3_diffusion.common.carried_settings import carry_settings
+from sb3_diffusion.common.carried_settings import STEPS, carry_settings
 from sb3_diffusion.common.checks import check_choice, is_untouched
 
 # Bounds of the log-ratio of a kernel's standard deviation to the reference kernel's, or of a belief's to the prior's
@@ -166,7 +166,7 @@ class ControlOutput(nn.Module):
         self.learn_std = learn_std
         check_choice("kernel", kernel, KERNELS)
         self.kernel = kernel
-        carry_settings(self, kernel=kernel, diffusion_steps=diffusion_steps)
+        carry_settings(self, dict(kernel=(kernel, KERNELS), diffusion_steps=(int(diffusion_steps), STEPS)))
         if control_scale is None:
             control_scale = 1.0 if kernel == "posterior" else diffusion_steps**-0.5
         self.is_scaled = control_scale != 1

@@ -1,6 +1,5 @@
 """Rollout buffers of denoising chains."""
 
-import math
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
@@ -118,6 +117,7 @@ class ChainRolloutBuffer(RolloutBuffer):
         super().__init__(buffer_size, observation_space, flat_action_space(action_space), *args, **kwargs)
 
     def reset(self) -> None:
+        self._computed: tuple[np.ndarray, ...] = ()
         self.action_dim = (self.diffusion_steps + 1) * latent_dim(self.action_space)
         super().reset()
         # Latent actions are float32 whatever the type of the action. As zeros, which take no memory before their use
@@ -126,18 +126,23 @@ class ChainRolloutBuffer(RolloutBuffer):
             setattr(self, name, np.zeros((self.buffer_size, self.n_envs, self.diffusion_steps), dtype=np.float32))
 
     def add(  # type: ignore[override]
-        self, obs: np.ndarray | dict[str, np.ndarray], x: th.Tensor, reward: np.ndarray, episode_start: np.ndarray
+        self,
+        obs: np.ndarray | dict[str, np.ndarray],
+        x: th.Tensor,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: th.Tensor,
+        log_prob: th.Tensor,
     ) -> None:
         """
         :param obs: observations
         :param x: ``x_0 .. x_K``, (K+1, N, d)
         :param reward: rewards of the environments, (N,)
         :param episode_start: whether an episode starts here, (N,)
+        :param value: values of the observations, (N,); NaN where :meth:`set_evaluation` gives them later
+        :param log_prob: log-probabilities of the chains, (N,); likewise
         """
-        # Values and densities follow from these, and take less time for many steps at once. NaN, lest somebody reads them
-        # before
-        unknown = th.full((self.n_envs,), math.nan)
-        super().add(obs, x.transpose(0, 1).cpu().numpy(), reward, episode_start, unknown, unknown)  # type: ignore[arg-type]
+        super().add(obs, x.transpose(0, 1).cpu().numpy(), reward, episode_start, value, log_prob)  # type: ignore[arg-type]
 
     def set_evaluation(self, steps: slice, values: th.Tensor, log_prob: th.Tensor, costs: th.Tensor) -> None:
         """
@@ -168,7 +173,8 @@ class ChainRolloutBuffer(RolloutBuffer):
         """
 
         def flat(array: np.ndarray) -> th.Tensor:
-            return self.to_torch(array[steps].reshape(-1, *array.shape[2:]))
+            part = array[steps]
+            return self.to_torch(part.reshape(part.shape[0] * part.shape[1], *part.shape[2:]))
 
         obs: Any = self.observations
         obs = {key: flat(value) for key, value in obs.items()} if isinstance(obs, dict) else flat(obs)
@@ -196,15 +202,26 @@ class ChainRolloutBuffer(RolloutBuffer):
         )
         self.step_returns = self.step_advantages + self.step_values
         super().compute_returns_and_advantage(last_values, dones)
+        self._computed = (self.advantages.copy(), self.returns.copy())
 
     def get(self, batch_size: int | None = None) -> Generator[ChainRolloutBufferSamples, None, None]:  # type: ignore[override]
         if not self.generator_ready:
+            self._check_unchanged()
             # Side by side, so that a minibatch takes them at once
             arrays = [self.swap_and_flatten(getattr(self, name)) for name in self.STEP_ARRAYS]
             for name, array in zip(self.STEP_ARRAYS, arrays, strict=True):
                 setattr(self, name, array)
             self.step_samples = np.stack(arrays, axis=1)  # (T N, 4, K)
         yield from super().get(batch_size)  # type: ignore[misc]
+
+    def _check_unchanged(self) -> None:
+        """Raise ``ValueError`` if somebody has changed what PPO would learn from, and these updates would not see."""
+        for name, computed in zip(("advantages", "returns"), self._computed, strict=False):
+            if not np.array_equal(getattr(self, name), computed, equal_nan=True):
+                raise ValueError(
+                    f"rollout_buffer.{name} was changed after the rollout: DiffPPO learns from step_advantages and "
+                    "step_returns, (n_steps, n_envs, K), of each denoising step. Change those instead"
+                )
 
     def _get_samples(  # type: ignore[override]
         self, batch_inds: np.ndarray, env: VecNormalize | None = None

@@ -1,4 +1,5 @@
 import copy
+import math
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -341,10 +342,15 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         # One temperature for the rewards of a rollout and for its updates
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self.temperature = TemperatureSchedule(self.ent_coef)(self._current_progress_remaining)
-        rollout_buffer.reset()
+        # The user may have made another buffer meanwhile
+        rollout_buffer.diffusion_steps, rollout_buffer.gae_lambda_diffusion = (
+            self.diffusion_steps,
+            self._gae_lambda_diffusion(),
+        )
         rollout_buffer.temperature = self.temperature
+        rollout_buffer.reset()
         callback.on_rollout_start()
-        n_steps, own_values = 0, list[th.Tensor]()
+        n_steps, own_values, unknown = 0, list[th.Tensor](), th.full((env.num_envs,), math.nan)
 
         while n_steps < n_rollout_steps:
             with th.no_grad():
@@ -366,9 +372,10 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
             n_steps += 1
             # A copy, and integers would lose what is added to them
             rewards = np.array(rewards, dtype=np.float32).reshape(-1) * np.ones(env.num_envs, dtype=np.float32)
-            dones = np.reshape(dones, env.num_envs)
+            dones = np.reshape(np.asarray(dones), env.num_envs)
             self._bootstrap_timeouts(rewards, dones, infos)
-            rollout_buffer.add(self._last_obs, x, rewards, self._last_episode_starts)  # type: ignore[arg-type]
+            # Values and densities follow later, from many steps at once
+            rollout_buffer.add(self._last_obs, x, rewards, self._last_episode_starts, unknown, unknown)  # type: ignore[arg-type]
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
         with th.no_grad():

@@ -209,7 +209,7 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         dims, n_steps = self.mlp_extractor, self.schedule.diffusion_steps
         self.score_network = make_score_network(self.process, dims.latent_dim_pi, n_steps, **own, **heads)
         self.value_net = make_value_network(self.process, dims.latent_dim_vf, n_steps, **own, **heads)
-        carry_settings(self, state_value=chain["state_value"])
+        carry_settings(self, dict(state_value=(chain["state_value"], (False, True))))
         if self.ortho_init:
             extractors = {self.features_extractor, self.pi_features_extractor, self.vf_features_extractor}
             networks = () if own["denoiser_class"] else (self.score_network, self.value_net)
@@ -276,6 +276,16 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
         """
         features = self.extract_features(obs, self.pi_features_extractor)
         return self._encode_latent(self.mlp_extractor.forward_actor(features))
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """
+        :param obs: observations
+        :raises ValueError: always: the density of a whole chain is unknown
+        """
+        raise ValueError(
+            "the distribution of a diffusion policy's actions has no closed form. policy.log_likelihood(obs, actions) is a "
+            "lower bound on their log-density, and policy(obs) draws actions"
+        )
 
     def log_likelihood(self, obs: PyTorchObs, actions: th.Tensor | NoisedActions, n_steps: int | None = None) -> th.Tensor:
         """

@@ -321,7 +321,8 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         )
         if n_demonstrations > 0:
             replay_data = join_transitions(replay_data, self._sample_demonstrations(n_demonstrations))
-        ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef.detach()).squeeze()
+        automatic = self.ent_coef_optimizer is not None and self.log_ent_coef is not None
+        ent_coef = th.exp(self.log_ent_coef.detach()).squeeze() if automatic else self.ent_coef_tensor  # type: ignore[union-attr]
         warm = self.critic_warmup_steps == 0 or self.num_timesteps > self.critic_warmup_steps
         update_actor = warm and self._n_updates % self.policy_delay == 0
         return replay_data, ent_coef, update_actor

@@ -40,7 +40,11 @@ def sample_transitions(
     :return: transitions
     """
     if recency == 1 or getattr(buffer.sample, "__func__", None) not in _UNIFORM:
-        return buffer.sample(batch_size, env=env)
+        samples = buffer.sample(batch_size, env=env)
+        if not isinstance(samples, tuple):
+            # A buffer of the user's own may give any object with these attributes
+            samples = ReplayBufferSamples(*(getattr(samples, name, None) for name in ReplayBufferSamples._fields))
+        return samples
     return buffer._get_samples(recent_indices(buffer, batch_size, recency), env=env)
 
 

@@ -15,6 +15,7 @@ from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from sb3_diffusion.common.arguments import (
     FLAG,
     MAX_INTEGER,
+    POSITIVE_OR_INFINITE,
     TEXT,
     Kind,
     either,
@@ -98,6 +99,8 @@ def keep_plain(name: str, value: Any) -> Any:
     """
     if name == "tensorboard_log" and isinstance(value, pathlib.PurePath):
         return str(value)
+    if name == "_total_timesteps" and isinstance(value, int) and value > MAX_INTEGER:
+        return float(value) if value < 1e300 else math.inf
     if name == "ep_info_buffer" and isinstance(value, deque):
         known = (episode for episode in value if _is_episode(episode))
         episodes = ({key: item for key, item in episode.items() if _is_plain({key: item})} for episode in known)
@@ -105,6 +108,18 @@ def keep_plain(name: str, value: Any) -> Any:
     if name == "ep_success_buffer" and isinstance(value, deque):
         return deque(filter(_is_plain, value), maxlen=value.maxlen)
     return value
+
+
+def _is_text_or_number(value: Any) -> bool:
+    """Whether a value is text, a number, None, or a list, tuple or dict of such."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_text_or_number, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_text_or_number(item) for key, item in value.items())
+    return value is None or isinstance(value, (str, bool, int, float, np.number, np.bool_))
+
+
+ADDED = Kind("text, numbers, or lists and dicts of them", _is_text_or_number)
 
 
 def _is_observation(value: Any) -> bool:
@@ -178,7 +193,7 @@ ATTRIBUTES: dict[str, Kind] = dict(
         Kind("a Box of numbers", lambda value: type(value) is spaces.Box and value.dtype.kind in "iuf"),
         Kind(f"a discrete space of at most {_MAX_CATEGORIES} categories", _is_small_discrete),
     ),
-    seed=optional(whole(0, 2**32 - 1)),
+    seed=optional(either(FLAG, whole(0, 2**32 - 1))),
     action_noise=optional(instance(*NOISES)),
     learning_rate=_SCHEDULE,
     tensorboard_log=optional(instance(str)),
@@ -192,7 +207,7 @@ ATTRIBUTES: dict[str, Kind] = dict(
     **dict.fromkeys(("_last_obs", "_last_original_obs"), OBSERVATION),
     **dict.fromkeys(("num_timesteps", "_num_timesteps_at_start", "_episode_num", "_n_updates"), whole()),
     **dict.fromkeys(("verbose", "learning_starts"), _SWITCH),
-    _total_timesteps=number(0),
+    _total_timesteps=either(number(0), POSITIVE_OR_INFINITE),
     gradient_steps=either(FLAG, whole(-MAX_INTEGER)),
     _stats_window_size=whole(1),
     # Off-policy

@@ -182,7 +182,8 @@ def _is_noise_array(value: Any) -> bool:
 
 
 def _make_normal_noise(mean: Any, sigma: Any, dtype: Any) -> NormalActionNoise:
-    good = all(_is_noise_array(value) or is_number(value) for value in (mean, sigma)) and bool(np.all(np.asarray(sigma) >= 0))
+    good = all(_is_noise_array(np.asarray(value, dtype=np.float64)) for value in (mean, sigma))
+    good = good and bool(np.all(np.asarray(sigma) >= 0))
     expect(good and dtype in _DTYPES.values(), "NormalActionNoise without mean, sigma or dtype")
     return NormalActionNoise(mean, sigma, dtype)
 

@@ -1,5 +1,6 @@
 """Saving models so that they can be loaded without unpickling, and loading them that way."""
 
+import inspect
 import io
 import json
 import pathlib
@@ -17,8 +18,9 @@ from stable_baselines3.common.utils import check_for_correct_spaces, get_device,
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_diffusion.common.arguments import Kind, subclass_of
+from sb3_diffusion.common.carried_settings import find_other_settings
 from sb3_diffusion.saving.archive import UnsafeModelError, load_tensors, read_entries, show
-from sb3_diffusion.saving.attributes import ATTRIBUTES, keep_plain, policy_kwargs_kind
+from sb3_diffusion.saving.attributes import ADDED, ATTRIBUTES, keep_plain, policy_kwargs_kind
 from sb3_diffusion.saving.files import write_whole
 from sb3_diffusion.saving.json_codec import (
     NotPlain,
@@ -92,11 +94,13 @@ class SafeLoadMixin(BaseAlgorithm):
         """
         :return: its name, and of a user's subclass also those of its bases up to the first one of this package
         """
-        names = []
+        names: list[str] = []
         for base in cls.__mro__:
-            names.append(base.__name__)
             if base.__module__.startswith(PACKAGE):
-                break
+                return [*names, base.__name__]
+            # A user's class may have the name of one of this package
+            if base.__name__ not in ALGORITHMS:
+                names.append(base.__name__)
         return names
 
     @classmethod
@@ -224,7 +228,7 @@ def write_settings(algorithm: type[SafeLoadMixin], data: Mapping[str, Any]) -> s
         if name in _DERIVED:
             continue
         try:
-            if name not in kinds:
+            if name not in kinds and not _may_be_added(algorithm, name, value):
                 raise NotPlain("an attribute that the algorithm does not have")
             attributes[name] = encode(keep_plain(name, value))
         except NotPlain as error:
@@ -232,6 +236,12 @@ def write_settings(algorithm: type[SafeLoadMixin], data: Mapping[str, Any]) -> s
     name, *bases = algorithm.family()
     settings = dict(format=_FORMAT, algorithm=name, bases=bases, attributes=attributes, not_stored=not_stored)
     return json.dumps(settings, allow_nan=False)
+
+
+def _may_be_added(algorithm: type[SafeLoadMixin], name: str, value: Any) -> bool:
+    """Whether an attribute may be one of the user's own, which no code of this package or of Stable-Baselines3 reads."""
+    declared = any(name in inspect.get_annotations(cls) for cls in algorithm.__mro__) or hasattr(algorithm, name)
+    return name.isidentifier() and len(name) <= 100 and not name.startswith("_") and not declared and ADDED.holds(value)
 
 
 class _ModelFile(NamedTuple):
@@ -295,15 +305,19 @@ def _read_attributes(
     for name, value in file.attributes.items():
         if name in given:
             continue
-        if name not in kinds:
-            raise UnsafeModelError(f"{file.what} has the attribute {show.repr(name)}, which no {algorithm.__name__} has")
         try:
             data[name] = decode(value)
+            if name not in kinds:
+                expect(
+                    _may_be_added(algorithm, name, data[name]),
+                    f"an attribute which no {algorithm.__name__} has, nor may get from a file",
+                )
+                continue
             expect(kinds[name].holds(data[name]), f"it is {show.repr(data[name])}, and must be {kinds[name].text}")
         except Exception as error:
             # What has the form of a setting may still be refused by its class
             problem = str(error) if isinstance(error, UnsafeModelError) else f"{type(error).__name__}: {error}"
-            raise UnsafeModelError(f"{file.what}: {name}: {problem[:500]}; or give {name}=... yourself") from error
+            raise UnsafeModelError(f"{file.what}: {name[:100]}: {problem[:500]}; or give {name[:100]}=... yourself") from error
     return data
 
 
@@ -352,6 +366,8 @@ def _load_model(
         # `n_envs` must be updated, see SB3's GH issue #1018
         data["n_envs"] = env.num_envs
     model = algorithm(policy=data["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[call-arg]
+    if taken := vars(model).keys() & data.keys() - algorithm.attribute_kinds().keys() - given.keys():
+        raise UnsafeModelError(f"{file.what} has the attribute {min(taken)}, which no {algorithm.__name__} has as a setting")
     model.__dict__.update(data)
     _restore(model, file)
     return model
@@ -428,6 +444,8 @@ def _restore(model: BaseAlgorithm, file: _ModelFile) -> None:
     try:
         values = tensors.pop(_VARIABLES)
         check_tensors(_VARIABLES, values, {name: recursive_getattr(model, name) for name in variables})
+        if errors := find_other_settings(model.policy, tensors["policy"]):
+            raise ValueError(errors[0])
         for name, state in tensors.items():
             target = recursive_getattr(model, name)
             if isinstance(target, th.optim.Optimizer):
@@ -439,10 +457,7 @@ def _restore(model: BaseAlgorithm, file: _ModelFile) -> None:
         raise UnsafeModelError(f"{file.what}: {str(error)[:500]}") from error
     # As plain dicts: an OrderedDict may have attributes that PyTorch reads
     plain: dict[str, Any] = {name: dict(state) for name, state in tensors.items()}
-    try:
-        model.set_parameters(plain, exact_match=True, device=model.device)
-    except RuntimeError as error:
-        raise UnsafeModelError(f"{file.what}: {str(error)[:500]}") from error
+    model.set_parameters(plain, exact_match=True, device=model.device)
     with th.no_grad():
         for name, value in values.items():
             recursive_getattr(model, name).copy_(value)
