@@ -252,7 +252,7 @@ def test_horizon_does_not_depend_on_k():
     """From two steps on; with one there are no steps of the chain between which credit is lost."""
     for diffusion_steps in (2, 5, 20):
         gae_lambda_diffusion = make_model(diffusion_steps=diffusion_steps).rollout_buffer.gae_lambda_diffusion
-        assert gae_lambda_diffusion ** (diffusion_steps - 1) == pytest.approx(0.65)
+        assert gae_lambda_diffusion ** (diffusion_steps - 1) == pytest.approx(0.885)
     assert make_model(gae_lambda_diffusion=0.8).rollout_buffer.gae_lambda_diffusion == 0.8
 
 

@@ -47,7 +47,7 @@ from sb3_diffusion.saving.safe_load import SafeLoadMixin
 
 # Lambda over the denoising steps of one chain. With 1 all of them are credited with all that follows, and learn from more
 # noise; see docs/theory.md
-CHAIN_GAE_LAMBDA = 0.65
+CHAIN_GAE_LAMBDA = 0.885
 
 SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
 
@@ -107,7 +107,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
     :param noise_schedule: ``"cosine"``, ``"linear"`` or ``"constant"``
     :param prior_std: standard deviation of the prior of the latent action
     :param gae_lambda_diffusion: lambda of generalized advantage estimation for a denoising step; if None
-        ``0.65 ** (1 / (K - 1))``, so that the horizon is the same for every K from 2 on, and 1 for categories
+        ``0.885 ** (1 / (K - 1))``, so that the horizon is the same for every K from 2 on, and 1 for categories
     :param denoising_steps_per_update: how many denoising steps of each sample an update uses, drawn at random and each
         equally likely, so that the mean over them estimates that over all; all if None
     :param clip_range_first_step: clip range of the first, noisiest step (k = K), from where it grows exponentially to
