@@ -369,6 +369,9 @@ def test_a_rollout_buffer_of_another_length_and_an_own_add():
     model.learn(16)
     assert len(calls) == 16
     assert model.rollout_buffer.gae_lambda_diffusion == model._gae_lambda_diffusion()
+    model.rollout_buffer.gae_lambda_diffusion = 0.9
+    model.learn(16)
+    assert model.rollout_buffer.gae_lambda_diffusion == 0.9
 
 
 @pytest.mark.parametrize("algorithm", OFF_POLICY)
@@ -377,6 +380,10 @@ def test_the_temperature_can_be_frozen(algorithm):
     model.ent_coef_optimizer, model.ent_coef_tensor = None, th.tensor(0.25)
     model.learn(20)
     assert model.logger.name_to_value["train/ent_coef"] == 0.25
+    model = make(algorithm)
+    model.ent_coef_optimizer = None
+    model.learn(20)
+    assert model.logger.name_to_value["train/ent_coef"] == 1.0
 
 
 @pytest.mark.parametrize("algorithm", [DiffSAC, DiffCrossQ])
@@ -399,10 +406,10 @@ def test_dones_as_tensors_and_empty_observations(algorithm):
 def test_attributes_of_the_users_own_are_saved(algorithm, tmp_path):
     model = make(algorithm)
     model.run_name, model.notes = "first", dict(tags=["a", 2], best=np.float32(0.5))
-    model._private = "text"
-    with pytest.raises(UnsafeModelError, match="_private"):
+    model.thing = object()
+    with pytest.raises(UnsafeModelError, match="thing"):
         reload(model, tmp_path / "model")
-    del model._private
+    del model.thing
     loaded = reload(model, tmp_path / "model")
     assert loaded.run_name == "first" and loaded.notes["tags"] == ["a", 2]
 
@@ -433,3 +440,41 @@ def test_the_distribution_of_a_chain_is_refused():
     model = make(DiffPPO)
     with pytest.raises(ValueError, match="has no closed form"):
         model.policy.get_distribution(th.zeros(1, 3))
+
+
+class WithBeta(DiffSAC):
+    own_default: float = 0.1
+
+    def __init__(self, *args, beta=0.3, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.beta, self._gamma2, self.weights = beta, [1, "a"], np.arange(3.0)
+
+
+def test_a_subclass_with_settings_of_its_own(tmp_path):
+    model = make(WithBeta, beta=0.7)
+    model.own_default = 0.2
+    loaded = reload(model, tmp_path / "model")
+    assert (loaded.beta, loaded.own_default, loaded._gamma2) == (0.7, 0.2, [1, "a"])
+    assert np.array_equal(loaded.weights, np.arange(3.0))
+    with pytest.warns(UserWarning, match="loaded as the DiffSAC"):
+        assert load_safe(tmp_path / "model").beta == 0.7
+
+
+class WithModule(DiffSAC):
+    def _setup_model(self):
+        super()._setup_model()
+        self.rnd = th.nn.Linear(3, 1)
+
+    def _get_torch_save_params(self):
+        state_dicts, variables = super()._get_torch_save_params()
+        return [*state_dicts, "rnd"], variables
+
+
+def test_a_subclass_with_a_network_of_its_own(tmp_path):
+    model = make(WithModule)
+    assert th.equal(reload(model, tmp_path / "model").rnd.weight, model.rnd.weight)
+    with (
+        pytest.raises(UnsafeModelError, match=r"has tensors of .*rnd.*; this model needs those of"),
+        pytest.warns(UserWarning),
+    ):
+        load_safe(tmp_path / "model")

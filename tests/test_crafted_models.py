@@ -129,9 +129,22 @@ class TestPickles:
 
     @pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps])
     def test_in_another_entry(self, files, marker, dumps):
-        for name in ("payload.pkl", "extra.pth", "data.pkl", "policy", "policy.pth.pkl"):
+        for name in ("payload.pkl", "extra.pth", "data.pkl", "policy", "policy.pth.pkl", "a/b.pth"):
             content = with_entry(files["DiffSAC"], name, dumps(Payload(marker)))
-            refused("code in a pickle", content, "is none that a model file has")
+            problem = "is not a complete zip" if name == "extra.pth" else "is none that a model file has"
+            refused("code in a pickle", content, problem)
+
+    def test_state_dicts_of_nothing(self, files):
+        entries = entries_of(files["DiffSAC"])
+        refused("an entry more", with_entry(files["DiffSAC"], "extra.pth", entries["policy.pth"]), "has tensors of")
+
+    def test_settings_of_weights_that_take_memory(self, files):
+        for name, shape in (("trained_settings", (5, 10**10)), ("trained_values", (10**10,))):
+
+            def grow(state, key=f"actor.schedule.{name}", shape=shape):
+                state[key] = th.full((1,), 2.0**-10).expand(shape)
+
+            refused("an expanded tensor", with_tensors(files["DiffSAC"], "policy.pth", grow), None)
 
     def test_in_place_of_tensors(self, files, marker):
         for name in [name for name in entries_of(files["DiffSAC"]) if name.endswith(".pth")]:
@@ -178,6 +191,9 @@ class TestPickles:
             "policy",
             "actor",
             "replay_buffer",
+            "rollout_buffer",
+            "clone_coef",
+            "ent_coef_tensor",
             "_logger",
             "device",
             "x" * 10**5,
@@ -523,13 +539,13 @@ class TestSettings:
         settings = json.loads(entries_of(files["DiffSAC"])[SETTINGS])
         text = json.dumps(settings)
         for data in (
-            *("", "null", "[]", "1", '"text"', "{}", '{"format": 2}', text[:-1], text + "x", "\ufeff" + text, "NaN"),
+            *("", "null", "[]", "1", '"text"', "{}", '{"format": 3}', text[:-1], text + "x", "\ufeff" + text, "NaN"),
             *("[" * 200_000, '{"a":' * 100_000, "[" + "1," * 10**6 + "1]", "9" * 5000, "1e999", "-" + "9" * 30),
             *(
-                text.replace('"format": 2', f'"format": {value}')
+                text.replace('"format": 3', f'"format": {value}')
                 for value in ("1", "true2", '"1"', "null", "[1]", "1e999", "NaN")
             ),
-            text.replace('"format": 2', '"format": 2, "format": 2'),
+            text.replace('"format": 3', '"format": 3, "format": 3'),
             text.replace('"seed": 0', '"seed": 0, "seed": 0'),
             text.replace('"verbose": 0', '"verbose": ' + "9" * 4000),
             text.replace('"verbose": 0', '"verbose": NaN'),

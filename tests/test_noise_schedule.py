@@ -4,6 +4,7 @@ import pytest
 import torch as th
 
 from sb3_diffusion.common.noise_schedule import MIN_BETA, NOISE_SCHEDULES, NoiseSchedule
+from sb3_diffusion.common.score_network import KERNELS
 
 SCHEDULES = list(NOISE_SCHEDULES)
 
@@ -38,8 +39,13 @@ def test_total_noise_does_not_depend_on_the_number_of_steps(name):
         assert NoiseSchedule(n_steps, name).alpha_bar[-1].item() == pytest.approx(math.exp(-10.05), rel=1e-2)
 
 
+def test_places_that_saved_weights_know():
+    assert tuple(NOISE_SCHEDULES)[:3] == ("cosine", "linear", "constant")
+    assert KERNELS[:2] == ("reference", "posterior")
+
+
 def test_tables_are_not_persistent():
-    assert list(NoiseSchedule(5).state_dict()) == ["trained_settings"]
+    assert list(NoiseSchedule(5).state_dict()) == ["trained_settings", "trained_values"]
 
 
 def test_respaced_schedule():

@@ -47,9 +47,9 @@ def test_the_place_that_is_written_next_is_left_out():
 def test_buffers_with_a_rule_of_their_own_keep_it():
     class Own(ReplayBuffer):
         def sample(self, batch_size, env=None):
-            return "own"
+            return ("own",)
 
-    assert sample_transitions(filled(5, cls=Own), 3, 2.0) == "own"
+    assert sample_transitions(filled(5, cls=Own), 3, 2.0) == ("own",)
 
 
 def test_the_transitions_are_the_buffers():

@@ -304,7 +304,7 @@ def test_classes_and_attributes_of_ones_own():
         DiffCrossQ.load(file, safe=True)
     model = make(DiffSAC)
     model.note = object()
-    with pytest.raises(UnsafeModelError, match="'note' is 'an attribute that the algorithm does not have'"):
+    with pytest.raises(UnsafeModelError, match=r"'note' is .an attribute of the user's own"):
         load_safe(saved(model))
     assert load_safe(saved(model), note="another").note == "another"
 

@@ -76,6 +76,11 @@ def test_weights_do_not_act_under_other_settings(tmp_path, other, message):
         with pytest.raises(RuntimeError, match=message):
             changed.policy.load_state_dict(weights)
         make_model().policy.load_state_dict(weights)
+    own = changed.policy.state_dict()
+    fitting = {name: value for name, value in state.items() if value.shape == own[name].shape}
+    for weights in (fitting, {**own, **fitting}):
+        with pytest.raises(RuntimeError, match=message):
+            changed.policy.load_state_dict(weights)
     changed.policy.load_state_dict(dict(model.policy.named_parameters()))
 
 
@@ -87,6 +92,15 @@ def test_noise_on_weights_is_no_other_setting():
             model.policy.load_state_dict({name: th.rand_like(value) for name, value in state.items()})
         with pytest.raises(RuntimeError, match="trained with diffusion_steps="):
             make_model(diffusion_steps=12).policy.load_state_dict(model.policy.state_dict())
+
+
+def test_small_numbers_in_half_precision():
+    state = make_model(prior_std=0.001).policy.state_dict()
+    for dtype in (th.float16, th.bfloat16):
+        halves = {name: value.to(dtype) for name, value in state.items()}
+        make_model(prior_std=0.001).policy.load_state_dict(halves)
+        with pytest.raises(RuntimeError, match=r"trained with prior_std=0\.00[01]\d*, the policy has prior_std=0\.002"):
+            make_model(prior_std=0.002).policy.load_state_dict(halves)
 
 
 def test_settings_count_for_nothing_in_the_norm_of_a_state_dict():

@@ -135,6 +135,10 @@ def _run_maxcut(args: argparse.Namespace) -> None:
     """
     :param args: the command line
     """
+    if args.out and Path(args.out).resolve() == Path(args.graph).resolve():
+        raise ValueError(f"--out {args.out} is the graph's own file, which would be lost: choose another")
+    if "seed" in args.settings:
+        raise ValueError("--settings has a 'seed': give --seed")
     graph = read_graph(args.graph)
     check_has_edges(graph)
     rows, sides = solve_max_cut(

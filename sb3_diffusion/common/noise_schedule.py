@@ -57,6 +57,7 @@ def _constant_betas(n_steps: int) -> th.Tensor:
     return th.full((n_steps,), 1 - math.exp(-rate / n_steps), dtype=th.float64)
 
 
+# New ones at the end: saved weights know a schedule by its place
 NOISE_SCHEDULES: dict[str, Callable[[int], th.Tensor]] = {
     "cosine": _cosine_betas,
     "linear": _linear_betas,

@@ -23,6 +23,7 @@ CONTROL_MAX = 20.0
 
 TIME_FEATURES = 16
 
+# New ones at the end: saved weights know a kernel by its place
 KERNELS = ("reference", "posterior")
 
 

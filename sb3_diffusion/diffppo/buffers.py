@@ -88,7 +88,7 @@ class ChainRolloutBuffer(RolloutBuffer):
     :param gamma: Discount factor of a step of the environment
     :param n_envs: Number of parallel environments
     :param diffusion_steps: number of denoising steps K
-    :param gae_lambda_diffusion: lambda of a denoising step
+    :param gae_lambda_diffusion: lambda of a denoising step; if None, both are the algorithm's from its next rollout on
     """
 
     STEP_ARRAYS = ("step_values", "step_log_probs", "step_advantages", "step_returns")
@@ -106,8 +106,8 @@ class ChainRolloutBuffer(RolloutBuffer):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         *args: Any,
-        diffusion_steps: int = 5,
-        gae_lambda_diffusion: float = 1.0,
+        diffusion_steps: int = 1,
+        gae_lambda_diffusion: float | None = None,
         **kwargs: Any,
     ):
         self.diffusion_steps = diffusion_steps
@@ -198,7 +198,7 @@ class ChainRolloutBuffer(RolloutBuffer):
             1.0 - np.concatenate((self.episode_starts[1:], dones[None].astype(np.float32))),
             self.gamma,
             self.gae_lambda,
-            self.gae_lambda_diffusion,
+            1.0 if self.gae_lambda_diffusion is None else self.gae_lambda_diffusion,
         )
         self.step_returns = self.step_advantages + self.step_values
         super().compute_returns_and_advantage(last_values, dones)

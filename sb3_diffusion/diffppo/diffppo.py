@@ -339,16 +339,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         assert isinstance(rollout_buffer, ChainRolloutBuffer)
         # Switch to eval mode (this affects batch norm / dropout)
         self.policy.set_training_mode(False)
-        # One temperature for the rewards of a rollout and for its updates
-        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        self.temperature = TemperatureSchedule(self.ent_coef)(self._current_progress_remaining)
-        # The user may have made another buffer meanwhile
-        rollout_buffer.diffusion_steps, rollout_buffer.gae_lambda_diffusion = (
-            self.diffusion_steps,
-            self._gae_lambda_diffusion(),
-        )
-        rollout_buffer.temperature = self.temperature
-        rollout_buffer.reset()
+        self._empty_buffer(rollout_buffer)
         callback.on_rollout_start()
         n_steps, own_values, unknown = 0, list[th.Tensor](), th.full((env.num_envs,), math.nan)
 
@@ -387,6 +378,20 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _empty_buffer(self, rollout_buffer: ChainRolloutBuffer) -> None:
+        """
+        :param rollout_buffer: buffer, which is made ready for a rollout at the present temperature
+        """
+        # One temperature for the rewards of a rollout and for its updates
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        self.temperature = TemperatureSchedule(self.ent_coef)(self._current_progress_remaining)
+        rollout_buffer.temperature = self.temperature
+        if rollout_buffer.gae_lambda_diffusion is None:
+            # The user has made another one
+            rollout_buffer.diffusion_steps = self.diffusion_steps
+            rollout_buffer.gae_lambda_diffusion = self._gae_lambda_diffusion()
+        rollout_buffer.reset()
 
     def _sample_path(self, obs: PyTorchObs) -> tuple[th.Tensor, ...]:
         """

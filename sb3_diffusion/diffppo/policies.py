@@ -221,7 +221,7 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
             self.init_weights(self.value_net.head[-1], gain=1)
         if any(param.is_complex() for param in self.parameters()):
             # The fused kernel takes no complex parameters
-            self.optimizer_kwargs.pop("fused", None)
+            self.optimizer_kwargs = {key: value for key, value in self.optimizer_kwargs.items() if key != "fused"}
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -115,7 +115,8 @@ class CriticRule:
             features = features.repeat(n_action_samples, 1)
         layers = [linear_layers(q_net) for q_net in critic.q_networks]  # type: ignore[union-attr]
         # On a GPU it would wait for the number of samples of each critic
-        if type(self).value is CriticRule.value and None not in layers and features.device.type == "cpu":
+        least = type(self).value is CriticRule.value and type(self).join is CriticRule.join
+        if least and None not in layers and features.device.type == "cpu":
             return lambda actions: least_value(actions, features, layers)  # type: ignore[arg-type]
         q_nets = [fold_batch_renorm(q_net) for q_net in critic.q_networks]  # type: ignore[union-attr]
 

@@ -321,8 +321,11 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         )
         if n_demonstrations > 0:
             replay_data = join_transitions(replay_data, self._sample_demonstrations(n_demonstrations))
-        automatic = self.ent_coef_optimizer is not None and self.log_ent_coef is not None
-        ent_coef = th.exp(self.log_ent_coef.detach()).squeeze() if automatic else self.ent_coef_tensor  # type: ignore[union-attr]
+        # A user who freezes the temperature sets the optimizer to None, as in SAC
+        if self.log_ent_coef is not None and (self.ent_coef_optimizer is not None or not hasattr(self, "ent_coef_tensor")):
+            ent_coef = th.exp(self.log_ent_coef.detach()).squeeze()
+        else:
+            ent_coef = self.ent_coef_tensor
         warm = self.critic_warmup_steps == 0 or self.num_timesteps > self.critic_warmup_steps
         update_actor = warm and self._n_updates % self.policy_delay == 0
         return replay_data, ent_coef, update_actor

@@ -411,8 +411,9 @@ class DiffusionSACPolicy(ActionScaling, SACPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        if any(param.is_complex() for param in self.parameters()) and self.optimizer_kwargs.pop("fused", False):
+        if self.optimizer_kwargs.get("fused") and any(param.is_complex() for param in self.parameters()):
             # That kernel of the optimizers takes no complex parameters
+            self.optimizer_kwargs = {**self.optimizer_kwargs, "fused": False}
             super()._build(lr_schedule)
         if not self.critic_rule.has_target:
             self.critic_target = None

@@ -43,7 +43,8 @@ def sample_transitions(
         samples = buffer.sample(batch_size, env=env)
         if not isinstance(samples, tuple):
             # A buffer of the user's own may give any object with these attributes
-            samples = ReplayBufferSamples(*(getattr(samples, name, None) for name in ReplayBufferSamples._fields))
+            fields = [name for name in ReplayBufferSamples._fields if name != "discounts" or hasattr(samples, name)]
+            samples = ReplayBufferSamples(**{name: getattr(samples, name) for name in fields})
         return samples
     return buffer._get_samples(recent_indices(buffer, batch_size, recency), env=env)
 

@@ -27,8 +27,8 @@ State = dict[str, th.Tensor]
 # denoising steps of each, and else of all
 MAX_HELD_OUT, HELD_OUT_BATCH, HELD_OUT_DENOISING_STEPS = 8192, 1024, 4
 
-# Minibatches to which noise is added in one pass: on small ones the number of operations is the cost
-MINIBATCHES_AT_ONCE = 16
+# Steps of the data to which noise is added in one pass: on small minibatches the number of operations is the cost
+STEPS_AT_ONCE = 4096
 
 
 def pretrain(
@@ -274,8 +274,9 @@ class Cloning:
         """
         order = self.training[th.randperm(len(self.training), device=self.training.device)]
         minibatches = order.tensor_split(math.ceil(len(order) / batch_size))
-        for start in range(0, len(minibatches), MINIBATCHES_AT_ONCE):
-            several = minibatches[start : start + MINIBATCHES_AT_ONCE]
+        at_once = max(1, STEPS_AT_ONCE // batch_size)
+        for start in range(0, len(minibatches), at_once):
+            several = minibatches[start : start + at_once]
             obs, actions = self.take(th.cat(several))
             noised, begin = self.network.noise_actions(actions, self.n_denoising_steps), 0
             for index in several:

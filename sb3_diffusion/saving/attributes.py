@@ -111,15 +111,17 @@ def keep_plain(name: str, value: Any) -> Any:
 
 
 def _is_text_or_number(value: Any) -> bool:
-    """Whether a value is text, a number, None, or a list, tuple or dict of such."""
-    if isinstance(value, (list, tuple)):
+    """Whether a value is text, a number, None, an array of numbers, or a list, tuple, deque or dict of such."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biufU"
+    if isinstance(value, (list, tuple, deque)):
         return all(map(_is_text_or_number, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_text_or_number(item) for key, item in value.items())
     return value is None or isinstance(value, (str, bool, int, float, np.number, np.bool_))
 
 
-ADDED = Kind("text, numbers, or lists and dicts of them", _is_text_or_number)
+ADDED = Kind("text, numbers, arrays, or lists and dicts of them", _is_text_or_number)
 
 
 def _is_observation(value: Any) -> bool:

@@ -1,12 +1,15 @@
 """Saving models so that they can be loaded without unpickling, and loading them that way."""
 
+import dis
 import inspect
 import io
 import json
 import pathlib
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch as th
@@ -41,26 +44,10 @@ ALGORITHMS: dict[str, type["SafeLoadMixin"]] = {}
 SETTINGS = "sb3_diffusion.json"
 _SYSTEM_INFO = "system_info.txt"
 _VARIABLES = "pytorch_variables"
-_FORMAT = 2
+_FORMAT = 3
 
-# Parts of the model whose state dicts have an entry
-_STATE_DICTS = (
-    "policy",
-    "policy.optimizer",
-    "policy.diffusion_value.optimizer",
-    "actor.optimizer",
-    "critic.optimizer",
-    "ent_coef_optimizer",
-    "kl_coef_optimizer",
-)
 # "data" is Stable-Baselines3's own, with pickles, and not read
-_ENTRIES = {
-    "data",
-    "_stable_baselines3_version",
-    _SYSTEM_INFO,
-    SETTINGS,
-    *(f"{name}.pth" for name in (*_STATE_DICTS, _VARIABLES)),
-}
+_ENTRIES = {"data", "_stable_baselines3_version", _SYSTEM_INFO, SETTINGS}
 
 # What follows from the other settings
 _DERIVED = {
@@ -228,8 +215,8 @@ def write_settings(algorithm: type[SafeLoadMixin], data: Mapping[str, Any]) -> s
         if name in _DERIVED:
             continue
         try:
-            if name not in kinds and not _may_be_added(algorithm, name, value):
-                raise NotPlain("an attribute that the algorithm does not have")
+            if name not in kinds and not _may_be_added(name, value):
+                raise NotPlain("an attribute of the user's own that is not text, numbers or arrays")
             attributes[name] = encode(keep_plain(name, value))
         except NotPlain as error:
             not_stored[name] = str(error)
@@ -238,10 +225,25 @@ def write_settings(algorithm: type[SafeLoadMixin], data: Mapping[str, Any]) -> s
     return json.dumps(settings, allow_nan=False)
 
 
-def _may_be_added(algorithm: type[SafeLoadMixin], name: str, value: Any) -> bool:
-    """Whether an attribute may be one of the user's own, which no code of this package or of Stable-Baselines3 reads."""
-    declared = any(name in inspect.get_annotations(cls) for cls in algorithm.__mro__) or hasattr(algorithm, name)
-    return name.isidentifier() and len(name) <= 100 and not name.startswith("_") and not declared and ADDED.holds(value)
+def _may_be_added(name: str, value: Any) -> bool:
+    """Whether an attribute may be one of the user's own, which no algorithm of this package or of Stable-Baselines3 has."""
+    return name.isidentifier() and len(name) <= 100 and name not in _reserved_names() and ADDED.holds(value)
+
+
+@cache
+def _reserved_names() -> set[str]:
+    """
+    :return: attributes that an algorithm has, declares or sets anywhere: one algorithm's are asked for on others, too
+    """
+    names: set[str] = set()
+    for algorithm in ALGORITHMS.values():
+        names |= {*dir(algorithm), *algorithm.attribute_kinds()}
+        for cls in algorithm.__mro__:
+            names |= inspect.get_annotations(cls).keys()
+            functions = [value for value in map(inspect.unwrap, vars(cls).values()) if inspect.isfunction(value)]
+            steps = [step for function in functions for step in dis.get_instructions(function)]
+            names |= {step.argval for step in steps if step.opname == "STORE_ATTR"}
+    return names
 
 
 class _ModelFile(NamedTuple):
@@ -254,12 +256,17 @@ class _ModelFile(NamedTuple):
     not_stored: dict[str, str]
 
 
+def _is_entry(name: str) -> bool:
+    """Whether a model file may have this entry: a subclass may have state dicts of its own."""
+    return name in _ENTRIES or re.fullmatch(r"[A-Za-z]\w{0,50}(\.[A-Za-z]\w{0,50}){0,4}\.pth", name, re.ASCII) is not None
+
+
 def _read_model(path: str | pathlib.Path | io.BufferedIOBase) -> _ModelFile:
     """Read the entries of a file, and decode the settings among them."""
     what = f"the model file {show.repr(str(path))}" if isinstance(path, (str, pathlib.Path)) else "the model file"
     file = open_path(path, "r", verbose=0, suffix="zip")
     try:
-        entries = read_entries(file, what, _ENTRIES.__contains__)
+        entries = read_entries(file, what, _is_entry)
     finally:
         if isinstance(path, (str, pathlib.Path)):
             file.close()
@@ -309,7 +316,7 @@ def _read_attributes(
             data[name] = decode(value)
             if name not in kinds:
                 expect(
-                    _may_be_added(algorithm, name, data[name]),
+                    _may_be_added(name, data[name]),
                     f"an attribute which no {algorithm.__name__} has, nor may get from a file",
                 )
                 continue
@@ -366,8 +373,6 @@ def _load_model(
         # `n_envs` must be updated, see SB3's GH issue #1018
         data["n_envs"] = env.num_envs
     model = algorithm(policy=data["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[call-arg]
-    if taken := vars(model).keys() & data.keys() - algorithm.attribute_kinds().keys() - given.keys():
-        raise UnsafeModelError(f"{file.what} has the attribute {min(taken)}, which no {algorithm.__name__} has as a setting")
     model.__dict__.update(data)
     _restore(model, file)
     return model
@@ -419,9 +424,9 @@ def _print_info(file: _ModelFile) -> None:
 def _restore(model: BaseAlgorithm, file: _ModelFile) -> None:
     """Build the networks and optimizers, and fill them from the file."""
     tensors = {}
-    for name in (*_STATE_DICTS, _VARIABLES):
-        if f"{name}.pth" in file.entries:
-            tensors[name] = load_tensors(file.entries[f"{name}.pth"], f"{file.what}: {name}.pth", get_device(model.device))
+    for entry, content in file.entries.items():
+        if entry.endswith(".pth"):
+            tensors[entry.removesuffix(".pth")] = load_tensors(content, f"{file.what}: {entry}", get_device(model.device))
     policy_size = len(file.entries.get("policy.pth", b""))
     element_size = th.get_default_dtype().itemsize
     if issubclass(getattr(model, "replay_buffer_class", None) or ReplayBuffer, HerReplayBuffer):

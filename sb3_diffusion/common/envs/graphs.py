@@ -38,7 +38,7 @@ def read_graph(path: str | os.PathLike[str]) -> np.ndarray:
     :return: adjacency, (n, n), float32
     :raises ValueError: for a file in another format, with the line that is wrong
     """
-    lines = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.split() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     try:
         n_nodes, n_edges = map(int, lines[0])
         adjacency = np.zeros((n_nodes, n_nodes), dtype=np.float32)
@@ -51,8 +51,10 @@ def read_graph(path: str | os.PathLike[str]) -> np.ndarray:
             i, j, weight = int(fields[0]) - 1, int(fields[1]) - 1, float(fields[2]) if len(fields) > 2 else 1.0
         except (ValueError, IndexError) as error:
             raise ValueError(f"{path}: {' '.join(fields)!r} is not an edge 'i j weight'") from error
-        if not (0 <= i < n_nodes and 0 <= j < n_nodes and i != j and np.isfinite(weight)):
+        if not (0 <= i < n_nodes and 0 <= j < n_nodes and i != j and abs(weight) <= np.finfo(np.float32).max):
             raise ValueError(f"{path}: {' '.join(fields)!r}: nodes are two of 1 to {n_nodes}, and the weight is finite")
+        if adjacency[i, j] not in (0, np.float32(weight)):
+            raise ValueError(f"{path}: {' '.join(fields)!r}: this edge is there twice, with another weight")
         adjacency[i, j] = adjacency[j, i] = weight
     return adjacency
 
