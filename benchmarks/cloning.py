@@ -104,6 +104,8 @@ def make_ppo(env: str, seed: int, **kwargs: Any) -> DiffPPO:
         clip_range=0.1,
         policy_kwargs=dict(net_arch=arch, activation_fn=th.nn.ReLU),
         diffusion_steps=10,
+        # DiffPPO's default when the results were made
+        gae_lambda_diffusion=0.65 ** (1 / 9),
         prior_std=0.5,
     )
     return DiffPPO("MlpPolicy", make_vec_env(env, 8, seed=seed), seed=seed, device="cpu", **{**given, **kwargs})
