@@ -45,6 +45,8 @@ def make_run(diffusion_steps: int, clip_range: float, n_epochs: int, seed: int) 
     :return: a run that is evaluated at the end, with the means over training of the size of an update
     """
     settings = {"diffusion_steps": diffusion_steps, "clip_range": clip_range, "n_epochs": n_epochs}
+    # DiffPPO's default when the results were made
+    settings["gae_lambda_diffusion"] = round(0.65 ** (1 / max(diffusion_steps - 1, 1)), 4)
     logged, name = ("train/approx_kl", "train/clip_fraction"), name_of(diffusion_steps, clip_range, n_epochs)
     return Run(name, "sb3_diffusion:DiffPPO", ENV, STEPS, seed, settings, eval_every=STEPS, logged=logged)
 
