@@ -194,6 +194,7 @@ class TestPickles:
             "rollout_buffer",
             "clone_coef",
             "ent_coef_tensor",
+            "__deepcopy__",
             "_logger",
             "device",
             "x" * 10**5,

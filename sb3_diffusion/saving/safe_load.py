@@ -227,7 +227,9 @@ def write_settings(algorithm: type[SafeLoadMixin], data: Mapping[str, Any]) -> s
 
 def _may_be_added(name: str, value: Any) -> bool:
     """Whether an attribute may be one of the user's own, which no algorithm of this package or of Stable-Baselines3 has."""
-    return name.isidentifier() and len(name) <= 100 and name not in _reserved_names() and ADDED.holds(value)
+    # Python itself asks objects for names like __deepcopy__
+    is_free = name not in _reserved_names() and not name.startswith("__")
+    return name.isidentifier() and len(name) <= 100 and is_free and ADDED.holds(value)
 
 
 @cache
