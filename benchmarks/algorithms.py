@@ -80,4 +80,51 @@ class LayerNormRule(CriticRule):
         return network
 
 
-CRITIC_RULES.update({"crossq-mean": MeanRule, "crossq-actor-mean": ActorMeanRule, "layer-norm": LayerNormRule})
+class CategoricalRule(CrossQRule):
+    """
+    Critics that give a distribution over 101 values, in place of a number, and learn by cross-entropy from the target's normal
+    distribution over them (HL-Gauss, arXiv 2403.03950). The range of values is that of HalfCheetah-v5 and Hopper-v5.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.edges = th.linspace(-105.0, 905.0, 102)
+        self.centers = (self.edges[1:] + self.edges[:-1]) / 2
+
+    def distribution(self, values: th.Tensor) -> th.Tensor:
+        """
+        :param values: values, (B, 1)
+        :return: share of each bin in a normal distribution around them, three quarters of a bin wide, (B, 101)
+        """
+        width = self.edges[1] - self.edges[0]
+        values = values.clamp(self.centers[0], self.centers[-1])
+        cumulative = th.special.ndtr((self.edges - values) / (0.75 * width))
+        shares = cumulative.diff(dim=1)
+        return shares / shares.sum(dim=1, keepdim=True)
+
+    def make_network(self, **kwargs: Any) -> Any:
+        network = super().make_network(**kwargs)
+        for q_net in network.q_networks:  # type: ignore[union-attr]
+            q_net[-1] = nn.Linear(q_net[-1].in_features, len(self.centers))
+            with th.no_grad():
+                # A value of 0 to begin with
+                q_net[-1].bias.copy_(th.log(self.distribution(th.zeros(1, 1)) + 1e-6).squeeze(0))
+        return network
+
+    def join(self, q_values: Any) -> th.Tensor:
+        return th.stack(tuple(q_values), dim=1)  # (B, n_critics, 101)
+
+    def value(self, q_values: th.Tensor) -> th.Tensor:
+        return (th.softmax(q_values, dim=2) @ self.centers).min(dim=1).values
+
+    def next_values(self, next_q_values: th.Tensor) -> th.Tensor:
+        return self.value(next_q_values).unsqueeze(1)
+
+    def error(self, q_values: th.Tensor, target: th.Tensor) -> th.Tensor:
+        log_shares = th.log_softmax(q_values, dim=2)
+        return -(self.distribution(target).unsqueeze(1) * log_shares).sum(dim=(1, 2)).mean()
+
+
+CRITIC_RULES.update(
+    {"crossq-mean": MeanRule, "crossq-actor-mean": ActorMeanRule, "layer-norm": LayerNormRule, "categorical": CategoricalRule}
+)

@@ -24,6 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "actor_mean": {"critic_type": "crossq-actor-mean"},
     "clip": {"algorithm": "benchmarks.algorithms:ClippedDiffSAC"},
     "layer_norm": {"critic_type": "layer-norm"},
+    "categorical": {"critic_type": "categorical"},
     "two_updates": {"gradient_steps": 2},
     "recent": {"replay_recency": 2.0},
     "very_recent": {"replay_recency": 3.0},

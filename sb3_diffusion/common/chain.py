@@ -271,7 +271,8 @@ def sample_increment(u: th.Tensor, log_std_ratio: th.Tensor, noise: th.Tensor | 
     :param noise: standard normal noise, (..., d); None for the kernel's mean
     :return: ``u + exp(log_std_ratio) noise``, (..., d)
     """
-    return u if noise is None else th.addcmul(u, th.exp(log_std_ratio), noise)
+    # The exponential of a part of a larger tensor would take several times as long
+    return u if noise is None else th.addcmul(u, th.exp(log_std_ratio.contiguous()), noise)
 
 
 def apply_increment(x: th.Tensor, increment: th.Tensor, mean_coef: th.Tensor, std: th.Tensor) -> th.Tensor:
