@@ -32,6 +32,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.utils import LinearSchedule
 
 from benchmarks.speed import in_turn
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC
@@ -408,14 +409,15 @@ def measure_finetuning(args: argparse.Namespace) -> None:
             save(f"finetuning, seed {seed}, {run}{args.suffix}", entry)
 
 
+# The demonstrations hold the policy until its critics know more than they do
 STUDENT: dict[str, Any] = dict(
-    learning_rate=1e-4,
+    learning_rate=3e-4,
     qf_learning_rate=1e-3,
-    ent_coef=0.05,
+    ent_coef="auto_0.05",
     learning_starts=0,
     critic_warmup_steps=3000,
     demonstration_share=0.5,
-    demonstration_coef=1.0,
+    demonstration_coef=LinearSchedule(1.0, 0.0, 0.5),
 )
 
 
@@ -480,7 +482,7 @@ def main() -> None:
     finetuning.add_argument("runs", nargs="+", choices=["ppo", "sac", "ppo-scratch", "sac-scratch"])
     student = add("student", measure_student)
     student.add_argument("--teacher", type=seed_number, default=0, help="seed of the teacher")
-    student.add_argument("--steps", type=whole_number(0), default=10_000, help="steps of the environment to fine-tune for")
+    student.add_argument("--steps", type=whole_number(0), default=20_000, help="steps of the environment to fine-tune for")
     student.add_argument("--epochs", type=whole_number(1), default=200, help="passes over the teacher's episodes")
     for command in (finetuning, student):
         command.add_argument("--settings", type=json_object, default={}, help="keyword arguments of the model, as JSON")

@@ -8,6 +8,7 @@ from stable_baselines3 import PPO, HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
 from sb3_diffusion.imitation import fill_replay_buffer, load_demonstrations
@@ -207,6 +208,20 @@ def test_the_likelihood_holds_the_actor(monkeypatch):
         actions = model.predict(data["observations"].astype(np.float32))[0]
         errors[coef] = np.abs(actions - 1.2).mean()
     assert errors[100.0] < 0.5 < errors[0.0], errors
+
+
+def test_the_likelihoods_weight_may_follow_a_schedule(tmp_path):
+    model = make_model(demonstration_share=0.5, demonstration_coef=LinearSchedule(2.0, 0.0, 0.5))
+    fill_replay_buffer(model, make_data())
+    losses = []
+    for progress in (1.0, 0.75, 0.5, 0.2):
+        model._current_progress_remaining = progress
+        th.manual_seed(0)
+        np.random.seed(0)
+        losses.append(float(model._demonstration_loss(64)))
+    assert losses[0] != 0 and losses[1:] == pytest.approx([losses[0] / 2, 0.0, 0.0])
+    model.save(tmp_path / "model")
+    assert DiffSAC.load(tmp_path / "model").demonstration_coef(0.75) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

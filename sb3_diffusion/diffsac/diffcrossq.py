@@ -70,7 +70,7 @@ class DiffCrossQ(DiffSAC):
         n_action_samples: int | None = None,
         divergence: str = "reverse",
         demonstration_share: float = 0.0,
-        demonstration_coef: float = 0.0,
+        demonstration_coef: float | Schedule = 0.0,
         critic_warmup_steps: int = 0,
         _init_setup_model: bool = True,
     ):

@@ -93,7 +93,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         "n_action_samples": whole(1),
         "divergence": choice(("reverse", "forward")),
         "demonstration_share": FRACTION,
-        "demonstration_coef": number(0),
+        "demonstration_coef": scheduled(number(0)),
         "critic_warmup_steps": whole(),
     }
     policy: DiffusionSACPolicy
@@ -142,7 +142,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         n_action_samples: int | None = None,
         divergence: str = "reverse",
         demonstration_share: float = 0.0,
-        demonstration_coef: float = 0.0,
+        demonstration_coef: float | Schedule = 0.0,
         critic_warmup_steps: int = 0,
         _init_setup_model: bool = True,
     ):
@@ -207,7 +207,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
             )
         if self.divergence == "forward" and self.n_action_samples == 1:
             raise ValueError("n_action_samples=1: divergence='forward' weighs chains against each other, choose 2 or more")
-        if self.demonstration_coef > 0 and self.demonstration_share == 0:
+        if self.demonstration_coef != 0 and self.demonstration_share == 0:
             raise ValueError(f"demonstration_coef={self.demonstration_coef}: it needs a demonstration_share above 0")
         _, ent_coef = parse_auto("ent_coef", self.ent_coef, least=0)
         if self.divergence == "forward" and ent_coef == 0:
@@ -345,11 +345,12 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
 
     def _demonstration_loss(self, batch_size: int) -> th.Tensor | float:
         """``demonstration_coef`` times minus a bound on the demonstrations' log-likelihood (after arXiv 1709.10089)."""
-        if self.demonstration_coef == 0:
+        coef = FloatSchedule(self.demonstration_coef)(self._current_progress_remaining)
+        if coef == 0:
             return 0.0
         data = self._sample_demonstrations(self._n_demonstrations(batch_size))
         log_likelihood = self.actor.log_likelihood(data.observations, data.actions, self.denoising_steps_per_update)
-        return -self.demonstration_coef * log_likelihood.mean()
+        return -coef * log_likelihood.mean()
 
     def _encode_for_update(self, obs: PyTorchObs, actor: DiffusionActor | None = None) -> th.Tensor:
         """

@@ -116,7 +116,7 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
         kl_coef_learning_rate: float = 1e-2,
         target_policy_update_interval: int = 100,
         demonstration_share: float = 0.0,
-        demonstration_coef: float = 0.0,
+        demonstration_coef: float | Schedule = 0.0,
         critic_warmup_steps: int = 0,
         _init_setup_model: bool = True,
     ):
