@@ -66,10 +66,10 @@ if "SmallMovesObstacle-v0" not in gym.registry:
     gym.register("SmallMovesObstacle-v0", "benchmarks.cloning:SmallMoves", max_episode_steps=MAX_MOVES)
 
 
-def run_episodes(model: BaseAlgorithm, env_class: type[ObstacleEnv], n_episodes: int) -> dict[str, float]:
+def run_episodes(model: BaseAlgorithm, env_class: Callable[[], ObstacleEnv], n_episodes: int) -> dict[str, float]:
     """
     :param model: model, whose actions are sampled
-    :param env_class: class of the environment
+    :param env_class: makes the environment
     :param n_episodes: number of episodes, whose starts are always the same
     :return: share of the episodes that arrive, and number of those that do by the left and by the right
     """
