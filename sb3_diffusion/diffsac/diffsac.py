@@ -25,10 +25,10 @@ ACTOR_LOSSES = ("adjoint", "mixed_adjoint", "diffusion_value", "pathwise")
 # about as wide as the modes are apart; and one critic, since the minimum of two is lower where the policy rarely goes
 MULTIMODAL_KWARGS: dict[str, Any] = dict(
     learning_rate=2e-3,
-    target_entropy="auto_0.6",
+    target_entropy="auto_0.4",
     diffusion_steps=8,
     prior_std=0.5,
-    n_action_samples=4,
+    n_action_samples=8,
     divergence="forward",
     policy_kwargs=dict(n_critics=1),
 )
