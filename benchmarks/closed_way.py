@@ -33,16 +33,17 @@ from sb3_diffusion.diffsac import MULTIMODAL_KWARGS
 
 RESULT = Path(__file__).parent / "results" / "closed_way.json"
 N_EPISODES = 200
-# All have the same widths, learning rate, critics and target of the entropy. The target is MULTIMODAL_KWARGS's: -0.6 for each
-# dimension of the action
-SHARED: dict[str, Any] = dict(learning_rate=MULTIMODAL_KWARGS["learning_rate"], learning_starts=1000, device="cpu")
+# All have the widths, learning rate, number of critics and target of the entropy that MULTIMODAL_KWARGS has
+SHARED: dict[str, Any] = dict(
+    learning_rate=MULTIMODAL_KWARGS["learning_rate"], target_entropy=-0.8, learning_starts=1000, device="cpu"
+)
 SMALL: dict[str, Any] = dict(net_arch=[64, 64], n_critics=1)
 ALGORITHMS: dict[str, Callable[..., OffPolicyAlgorithm]] = {
     "DiffSAC": partial(DiffSAC, **{**MULTIMODAL_KWARGS, **SHARED, "policy_kwargs": SMALL}),
-    "DiffSAC, reverse": partial(DiffSAC, **SHARED, diffusion_steps=8, prior_std=0.5, target_entropy=-1.2, policy_kwargs=SMALL),
-    "SAC": partial(SAC, **SHARED, target_entropy=-1.2, policy_kwargs=SMALL),
-    "DiffCrossQ": partial(DiffCrossQ, **SHARED, target_entropy=-1.2, policy_kwargs=SMALL),
-    "CrossQ": partial(NativeCrossQ, **SHARED, target_entropy=-1.2, policy_kwargs=SMALL),
+    "DiffSAC, reverse": partial(DiffSAC, **SHARED, diffusion_steps=8, prior_std=0.5, policy_kwargs=SMALL),
+    "SAC": partial(SAC, **SHARED, policy_kwargs=SMALL),
+    "DiffCrossQ": partial(DiffCrossQ, **SHARED, policy_kwargs=SMALL),
+    "CrossQ": partial(NativeCrossQ, **SHARED, policy_kwargs=SMALL),
 }
 
 
@@ -55,7 +56,7 @@ def measure(name: str, seed: int, steps: int, further_steps: int) -> dict[str, A
     :return: ``open``, the episodes by side before; ``closed``, the side; ``without_update``, the share of the episodes that
         arrive then; ``curves`` of this share, with both ways open and with one
     """
-    model = ALGORITHMS[name]("MlpPolicy", make_vec_env("Obstacle-v0"), seed=seed)
+    model = ALGORITHMS[name]("MlpPolicy", make_vec_env("Obstacle-v0", env_kwargs=dict(shaped=True)), seed=seed)
     entry: dict[str, Any] = {"curves": []}
 
     def learn(closed: str | None, n_steps: int) -> None:
@@ -69,7 +70,7 @@ def measure(name: str, seed: int, steps: int, further_steps: int) -> dict[str, A
     closed = "left" if entry["open"]["left"] > entry["open"]["right"] else "right"
     entry["closed"] = closed
     entry["without_update"] = run_episodes(model, partial(ObstacleEnv, closed=closed), N_EPISODES)["success"]
-    model.set_env(make_vec_env("Obstacle-v0", env_kwargs=dict(closed=closed)))
+    model.set_env(make_vec_env("Obstacle-v0", env_kwargs=dict(closed=closed, shaped=True)))
     model.learning_starts = 0
     learn(closed, further_steps)
     return entry

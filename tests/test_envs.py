@@ -11,7 +11,7 @@ from scipy.integrate import trapezoid
 from stable_baselines3.common.env_checker import check_env
 
 from sb3_diffusion.common.envs import MultiGoalEnv, ObstacleEnv, TurningDoubleWellEnv, TurningGMMEnv
-from sb3_diffusion.common.envs.obstacle import demonstrate, distance_to_segment, plan_around
+from sb3_diffusion.common.envs.obstacle import demonstrate, distance_to_segment, plan_around, way_left
 
 IDS = ["MultiGoal-v0", "Obstacle-v0", "TurningDoubleWell-v0", "TurningGMM-v0"]
 
@@ -116,6 +116,25 @@ def test_obstacle():
     with pytest.raises(ValueError, match="outside the obstacle"):
         env.reset(options=dict(position=[0.0, 0.5]))
     assert gym.make("Obstacle-v0", closed="left").unwrapped.closed == "left"
+
+
+def test_the_way_around_the_obstacle():
+    # Two tangents of length 1.6, and an arc of pi - 2 arccos(0.6)
+    start = 2 * 1.6 + 1.2 * (np.pi - 2 * np.arccos(0.6))
+    assert way_left(ObstacleEnv.START) == pytest.approx(start)
+    assert way_left(np.array([1.2, 0.0])) == pytest.approx(start / 2)
+    assert way_left(np.array([0.6, 0.0])) == pytest.approx(start / 2)  # within the obstacle as on its edge
+    assert way_left(np.array([2.0, 1.0])) == pytest.approx(np.sqrt(5))
+    assert way_left(ObstacleEnv.GOAL) == 0
+
+    env = ObstacleEnv(shaped=True)
+    obs, _ = env.reset(options=dict(position=ObstacleEnv.START))
+    rewards, terminated = [], False
+    while not terminated:
+        obs, reward, terminated, _, _ = env.step(plan_around(obs, "left"))
+        rewards.append(reward)
+    assert sum(rewards) == pytest.approx(2 - np.linalg.norm(ObstacleEnv.GOAL - env.position) / start)
+    assert rewards[0] > 0.1
 
 
 def test_distance_to_segment():

@@ -22,6 +22,8 @@ class ObstacleEnv(gym.Env[np.ndarray, np.ndarray]):
 
     :param render_mode: ``"rgb_array"`` or None
     :param closed: close one way, ``"left"`` or ``"right"``, by a wall from the obstacle to the edge; None leaves both open
+    :param shaped: add to the reward by which share of the start's the shortest way to the goal has become shorter, as if no
+        way were closed; so that the goal need not be found by chance
     :raises ValueError: for another way
     """
 
@@ -32,11 +34,12 @@ class ObstacleEnv(gym.Env[np.ndarray, np.ndarray]):
     GOAL, GOAL_RADIUS = np.array([0.0, 2.0]), 0.4
     OBSTACLE_RADIUS, STEP = 1.2, 2.0
 
-    def __init__(self, render_mode: str | None = None, closed: str | None = None):
+    def __init__(self, render_mode: str | None = None, closed: str | None = None, shaped: bool = False):
         if closed is not None and closed not in SIDES:
             raise ValueError(f"closed={closed!r}: choose 'left', 'right' or None")
         self.render_mode = render_mode
         self.closed = closed
+        self.shaped = shaped
         self.observation_space = spaces.Box(-self.LIMITS.astype(np.float32), self.LIMITS.astype(np.float32))
         self.action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
         self.position = self.START
@@ -59,7 +62,10 @@ class ObstacleEnv(gym.Env[np.ndarray, np.ndarray]):
         self.trail.append(self.position)
         crashed = self._crosses(before, self.position) or bool((np.abs(self.position) >= self.LIMITS).any())
         success = not crashed and bool(np.linalg.norm(self.GOAL - self.position) < self.GOAL_RADIUS)
-        return self.position.astype(np.float32), float(success), success or crashed, False, {"is_success": success}
+        reward = float(success)
+        if self.shaped:
+            reward += (way_left(before) - way_left(self.position)) / way_left(self.START)
+        return self.position.astype(np.float32), reward, success or crashed, False, {"is_success": success}
 
     def _crosses(self, start: np.ndarray, end: np.ndarray) -> bool:
         """Whether a straight move touches the obstacle or the wall of the closed way."""
@@ -91,6 +97,21 @@ def distance_to_segment(point: np.ndarray, start: np.ndarray, end: np.ndarray) -
     along = end - start
     share = np.clip(np.dot(point - start, along) / max(float(np.dot(along, along)), 1e-12), 0.0, 1.0)
     return float(np.linalg.norm(start + share * along - point))
+
+
+def way_left(position: np.ndarray) -> float:
+    """
+    :param position: position, (2,)
+    :return: length of the shortest way to the goal of :class:`ObstacleEnv`: straight, or along two tangents of the obstacle
+        and its edge between them; within the obstacle as on its edge
+    """
+    radius, goal = ObstacleEnv.OBSTACLE_RADIUS, ObstacleEnv.GOAL
+    if distance_to_segment(np.zeros(2), position, goal) >= radius:
+        return float(np.linalg.norm(goal - position))
+    distances = np.maximum([np.linalg.norm(position), np.linalg.norm(goal)], radius)
+    cosine = np.dot(position, goal) / max(float(np.linalg.norm(position) * np.linalg.norm(goal)), 1e-12)
+    arc = np.arccos(np.clip(cosine, -1.0, 1.0)) - np.arccos(radius / distances).sum()
+    return float(np.sqrt(distances**2 - radius**2).sum() + radius * max(arc, 0.0))
 
 
 def plan_around(position: np.ndarray, side: str, clearance: float = 0.3, speed: float = 0.8) -> np.ndarray:
