@@ -146,7 +146,7 @@ class DenoisingNetwork(nn.Module):
         def forward_step(x: th.Tensor | None, step: int) -> th.Tensor:
             hidden = context + times[step]
             if x is not None:
-                hidden = hidden.addmm_(x, weight)
+                hidden = th.addmm(hidden, x, weight)
             for layer in layers:
                 hidden = layer(hidden)
             return hidden
