@@ -11,6 +11,7 @@ Example::
 import argparse
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,8 @@ def main() -> None:
     if args.figure:
         plot(args)
         return
+    if find_spec("ortools") is None:
+        parser.error("the optimum needs OR-tools: pip install 'sb3-diffusion[solvers]'")
     instances = held_out(args.task, args.size, args.instances, args.solver_seconds)
     observations, optimum = instances.pop("observations"), np.array(instances["optimum"])
     larger = args.task == "maxcut"
