@@ -220,6 +220,10 @@ def test_the_likelihoods_weight_may_follow_a_schedule(tmp_path):
         np.random.seed(0)
         losses.append(float(model._demonstration_loss(64)))
     assert losses[0] != 0 and losses[1:] == pytest.approx([losses[0] / 2, 0.0, 0.0])
+    model.demonstration_coef = LinearSchedule(1.0, -1.0, 1.0)
+    with pytest.raises(ValueError, match=r"demonstration_coef: its schedule gave -0\.6"):
+        model._demonstration_loss(64)
+    model.demonstration_coef = LinearSchedule(2.0, 0.0, 0.5)
     model.save(tmp_path / "model")
     assert DiffSAC.load(tmp_path / "model").demonstration_coef(0.75) == pytest.approx(1.0)
 

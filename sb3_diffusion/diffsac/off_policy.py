@@ -344,8 +344,13 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         return sample_transitions(self.demonstration_buffer, n_transitions, env=self._vec_normalize_env)
 
     def _demonstration_loss(self, batch_size: int) -> th.Tensor | float:
-        """``demonstration_coef`` times minus a bound on the demonstrations' log-likelihood (after arXiv 1709.10089)."""
+        """
+        ``demonstration_coef`` times minus a bound on the demonstrations' log-likelihood (after arXiv 1709.10089). If its
+        schedule gives less than 0, raise ``ValueError``.
+        """
         coef = FloatSchedule(self.demonstration_coef)(self._current_progress_remaining)
+        if coef < 0:
+            raise ValueError(f"demonstration_coef: its schedule gave {coef}, it must be at least 0")
         if coef == 0:
             return 0.0
         data = self._sample_demonstrations(self._n_demonstrations(batch_size))
