@@ -4,6 +4,7 @@ import sb3_diffusion_zoo_hook
 from sb3_diffusion.common import envs
 from sb3_diffusion.common.action_chunks import ActionChunkWrapper, VecActionChunkWrapper
 from sb3_diffusion.common.graph_denoiser import GraphDenoiser
+from sb3_diffusion.common.tour_denoiser import TourDenoiser
 from sb3_diffusion.common.wrappers import DiffusionMDPWrapper, VecDiffusionMDPWrapper
 from sb3_diffusion.diffppo import DiffPPO
 from sb3_diffusion.diffppo.policies import DiffusionActorCriticPolicy
@@ -31,6 +32,7 @@ __all__ = [
     "DiffusionMDPWrapper",
     "DiffusionSACPolicy",
     "GraphDenoiser",
+    "TourDenoiser",
     "UnsafeModelError",
     "VecActionChunkWrapper",
     "VecDiffusionMDPWrapper",

@@ -111,13 +111,13 @@ def test_own_environments_train(algo, tmp_path):
 
 
 def test_graphs_train(tmp_path):
-    for env_id in ("MaxCut-v0", "TSP-v0"):
+    for env_id, denoiser in (("MaxCut-v0", "GraphDenoiser"), ("TSP-v0", "TourDenoiser")):
         settings = {**small(load("diffppo")[env_id]), "diffusion_steps": 2}
         kwargs = dict(n_timesteps=16, hyperparams=settings, eval_freq=-1, log_interval=-1)
         manager = ExperimentManager(argparse.Namespace(), "diffppo", env_id, str(tmp_path), **kwargs)
         model, _ = manager.setup_experiment()
         manager.learn(model)
-        assert type(model.policy.score_network.denoiser).__name__ == "GraphDenoiser"
+        assert type(model.policy.score_network.denoiser).__name__ == denoiser
 
 
 def test_a_users_file_may_have_the_full_id(tmp_path):

@@ -71,8 +71,9 @@ class ChainActorCriticPolicy(ChainPolicy, ActorCriticPolicy):
     :param compile_chain: compile the loop over the denoising steps, see :class:`DiffusionSACPolicy`
     :param state_value: make the value function one of the state alone, as in DPPO (arXiv 2409.00588)
     :param denoiser_class: network of one's own for the steps of the chain and for their values, in the place of
-        :class:`.DenoisingNetwork`, see :class:`.OwnDenoiser` and :class:`.GraphDenoiser`. It is made with ``features_dim``,
-        ``action_dim``, ``input_dim``, ``output_dim`` and ``diffusion_steps``; ``net_arch`` is then empty if None
+        :class:`.DenoisingNetwork`, see :class:`.OwnDenoiser`, :class:`.GraphDenoiser` and :class:`.TourDenoiser`. It is
+        made with ``features_dim``, ``action_dim``, ``input_dim``, ``output_dim`` and ``diffusion_steps``; ``net_arch`` is then
+        empty if None
     :param denoiser_kwargs: its other keyword arguments
     :param min_denoising_std: least standard deviation of each denoising kernel of real actions in training, in units of the
         latent action; ``predict`` on a plain observation has no such floor

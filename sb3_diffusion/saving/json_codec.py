@@ -27,6 +27,7 @@ from torch import nn
 
 from sb3_diffusion.common.arguments import MAX_INTEGER, is_integer, is_number
 from sb3_diffusion.common.graph_denoiser import GraphDenoiser
+from sb3_diffusion.common.tour_denoiser import TourDenoiser
 from sb3_diffusion.saving.archive import UnsafeModelError, show
 
 _MAX_DEPTH = 16
@@ -52,7 +53,7 @@ EXTRACTORS = {f"stable_baselines3.{cls.__name__}": cls for cls in (CombinedExtra
 _REPLAY_BUFFERS = {
     f"stable_baselines3.{cls.__name__}": cls for cls in (DictReplayBuffer, HerReplayBuffer, NStepReplayBuffer, ReplayBuffer)
 }
-DENOISERS = {"sb3_diffusion.GraphDenoiser": GraphDenoiser}
+DENOISERS = {"sb3_diffusion.GraphDenoiser": GraphDenoiser, "sb3_diffusion.TourDenoiser": TourDenoiser}
 _DTYPES = {f"numpy.{name}": getattr(np, name) for name in ("float32", "float64")}
 
 # Everything that may be named, and so can be in a file without running code of the file's choice
