@@ -9,10 +9,11 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_diffusion import DiffPPO, GraphDenoiser
+from sb3_diffusion import DiffPPO, GraphDenoiser, TourDenoiser
 from sb3_diffusion.common.envs import MaxCutEnv, TSPEnv
 from sb3_diffusion.common.envs.combinatorial import tour_length
 from sb3_diffusion.common.envs.graphs import cut_value, one_exchange, random_graph, read_graph
+from sb3_diffusion.deployment import export_onnx, export_program
 
 SQUARE = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]])
 SMALL = dict(n_steps=4, batch_size=8, n_epochs=1, seed=0)
@@ -217,9 +218,60 @@ def test_denoiser_of_another_observation():
         GraphDenoiser(7, 5, 10, 10, 3)
 
 
-@pytest.mark.parametrize("env", [MaxCutEnv(6, min_nodes=4), TSPEnv(5)])
-def test_training(env, tmp_path):
-    policy_kwargs = dict(denoiser_class=GraphDenoiser, denoiser_kwargs=dict(width=8, n_layers=1))
+def tour_features(points):
+    n = len(points)
+    closeness = th.exp(-3 * (points[:, None] - points).norm(dim=-1)) * (1 - th.eye(n))
+    return th.cat((closeness.flatten(), th.ones(n), points.flatten()))[None]
+
+
+def places_as_ones(places):
+    return th.nn.functional.one_hot(places, len(places)).float().T.flatten()[None]
+
+
+@pytest.mark.parametrize("output_dim", [36, 1])
+def test_tours_turn_and_permute(output_dim):
+    n = 6
+    denoiser = TourDenoiser(n * n + 3 * n, n, n * n, output_dim, 3, width=8)
+    with th.no_grad():
+        for param in denoiser.parameters():
+            param.add_(0.3 * th.randn_like(param))
+    points, places, order = th.rand(n, 2), th.tensor([0, 3, 3, 1, 5, 2]), th.randperm(n)
+
+    def out(points, places):
+        output = denoiser(denoiser.encode(tour_features(points)), places_as_ones(places), 2)
+        return output.unflatten(-1, (n, n)) if output_dim > 1 else output
+
+    plain, permuted, turned = out(points, places), out(points[order], places[order]), out(points, (places + 2) % n)
+    if output_dim > 1:
+        plain, turned = plain[..., order], turned.roll(-2, dims=-2)[..., order]
+    th.testing.assert_close(permuted, plain, atol=1e-5, rtol=1e-5)
+    th.testing.assert_close(turned, plain, atol=1e-5, rtol=1e-5)
+    assert plain.std() > 0.1 if output_dim > 1 else not th.allclose(plain, out(points, (places * 5) % n))
+
+
+def test_tours_of_several_steps_at_once():
+    n = 5
+    denoiser = TourDenoiser(n * n, n, n * n, n * n, 3, width=8)
+    context = denoiser.encode(tour_features(th.rand(n, 2))[:, : n * n])
+    x = th.stack([places_as_ones(th.randint(n, (n,))) for _ in range(3)])  # (3, 1, n^2)
+    steps = th.tensor([[1], [2], [3]])
+    single = th.stack([denoiser(context, x[i], i + 1) for i in range(3)])
+    th.testing.assert_close(denoiser(context, x, steps), single)
+    # Before training every place is nearly as likely as another
+    assert single.abs().max() < 0.5
+
+
+@pytest.mark.parametrize(("features_dim", "input_dim"), [(24, 25), (25, 10)])
+def test_tours_need_as_many_places_as_cities(features_dim, input_dim):
+    with pytest.raises(ValueError, match="TourDenoiser needs 'MultiInputPolicy'"):
+        TourDenoiser(features_dim, 5, input_dim, 25, 3)
+
+
+@pytest.mark.parametrize(
+    ("env", "denoiser"), [(MaxCutEnv(6, min_nodes=4), GraphDenoiser), (TSPEnv(5), GraphDenoiser), (TSPEnv(5), TourDenoiser)]
+)
+def test_training(env, denoiser, tmp_path):
+    policy_kwargs = dict(denoiser_class=denoiser, denoiser_kwargs=dict(width=8, n_layers=1))
     venv = make_vec_env(lambda: env, 1)
     model = DiffPPO("MultiInputPolicy", venv, diffusion_steps=3, policy_kwargs=policy_kwargs, **SMALL).learn(8)
     obs, _ = env.reset(seed=3)
@@ -231,6 +283,9 @@ def test_training(env, tmp_path):
         np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], action)
     model.policy.inference_steps = 6
     assert env.action_space.contains(model.predict(obs)[0])
+    # These compare the file with the policy before they write it
+    export_onnx(model, tmp_path / "policy.onnx")
+    export_program(model, tmp_path / "policy.pt2")
 
 
 class LinearDenoiser(th.nn.Module):

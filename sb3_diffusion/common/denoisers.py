@@ -8,7 +8,7 @@ from torch import nn
 
 from sb3_diffusion.common.checks import merge_kwargs
 from sb3_diffusion.common.process import CategoricalProcess, ChainProcess, GaussianProcess
-from sb3_diffusion.common.score_network import ControlNetwork, ControlOutput, DenoisingNetwork
+from sb3_diffusion.common.score_network import ControlNetwork, ControlOutput, DenoisingNetwork, hidden_latent
 
 
 class _LogitsOutput(nn.Module):
@@ -77,7 +77,7 @@ class OwnDenoiser(nn.Module):
         :param context: output of :meth:`encode`
         :return: a function of what the network sees of ``x_k``, None for zeros, and of ``k``, whose result is its output
         """
-        zeros = context.new_zeros(len(context), self.input_dim)
+        zeros = hidden_latent(context, self.input_dim)
         return lambda x, step: self(context, zeros if x is None else x, step)
 
 

@@ -93,7 +93,9 @@ class GraphDenoiser(nn.Module):
         adjacency, mask, extra = features.split((n * n, n, n * self.n_features), dim=1)
         degree = adjacency.abs().unflatten(1, (n, n)).sum(dim=-1)  # (B, n)
         scale = ((degree * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp_min(1)).clamp_min(1e-6)
-        nodes = th.cat(((degree / scale).unsqueeze(-1), extra.unflatten(1, (n, self.n_features))), dim=-1)
+        nodes = (degree / scale).unsqueeze(-1)
+        if self.n_features > 0:
+            nodes = th.cat((nodes, extra.unflatten(1, (n, self.n_features))), dim=-1)
         return th.cat((adjacency / scale, mask, self.node_layer(nodes).flatten(1)), dim=1)
 
     def forward(self, context: th.Tensor, x: th.Tensor, step: int | th.Tensor) -> th.Tensor:

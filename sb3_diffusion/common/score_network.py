@@ -48,6 +48,16 @@ def _is_plain_linear(layer: nn.Module) -> bool:
     return is_untouched(layer, nn.Linear) and layer.bias is None
 
 
+def hidden_latent(context: th.Tensor, input_dim: int) -> th.Tensor:
+    """
+    :param context: encoded observations, (B, ...)
+    :param input_dim: numbers that a network sees of ``x_k``
+    :return: zeros in their place, where nothing depends on them, (B, input_dim)
+    """
+    # Computed, since zeros of a known number of rows would be a constant in an exported file
+    return (0 * context.flatten(1)[:, :1]).expand(-1, input_dim)
+
+
 class DenoisingNetwork(nn.Module):
     """
     A network of ``(s, x_k, k)`` in two parts. The encoder and the features' share of the head's first layer depend on the
@@ -137,7 +147,7 @@ class DenoisingNetwork(nn.Module):
         """
         parts = is_untouched(self.head, nn.Sequential), _is_plain_linear(self.latent_layer), _is_plain_linear(self.time_layer)
         if not (is_untouched(self, type(self)) and type(self).forward is DenoisingNetwork.forward and all(parts)):
-            zeros = context.new_zeros(context.shape[0], self.action_dim)
+            zeros = hidden_latent(context, self.action_dim)
             return lambda x, step: self(context, zeros if x is None else x, step)
         times = self.time_layer(self.time_features).unbind(0)
         weight = self.latent_layer.weight.t()

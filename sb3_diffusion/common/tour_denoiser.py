@@ -19,7 +19,9 @@ def _closeness_features(closeness: th.Tensor) -> th.Tensor:
     # The diagonal is farthest, so that no city is the nearest to itself
     distance = -th.log(closeness.clamp_min(1e-30))
     nearest = distance.amin(dim=-1, keepdim=True).clamp_min(1e-6)  # (B, n, 1)
-    return th.stack((distance, (distance / nearest).clamp_max(10), (distance / nearest.mT).clamp_max(10)), dim=-1)
+    return th.stack(
+        (distance, (distance / nearest).clamp_max(10), (distance / nearest.transpose(-1, -2)).clamp_max(10)), dim=-1
+    )
 
 
 class _TourLayer(nn.Module):
@@ -44,7 +46,7 @@ class _TourLayer(nn.Module):
         :param edges: numbers of each two cities, (..., B, n, n, E)
         :return: new states, (..., B, n, W)
         """
-        weights = self.kernels(edges).movedim(-1, -3)  # (..., B, G, n, n)
+        weights = self.kernels(edges).transpose(-1, -2).transpose(-2, -3)  # (..., B, G, n, n)
         messages = (weights @ h.unsqueeze(-3)).transpose(-3, -2).flatten(-2)  # (..., B, n, G W)
         mean = h.mean(dim=-2, keepdim=True).expand_as(h)
         return h + self.update(th.cat((h, messages, mean), dim=-1))
@@ -141,7 +143,7 @@ class TourDenoiser(nn.Module):
         place = x.unflatten(-1, (n, n)).argmax(dim=-2)  # (..., B, n)
         offset = F.one_hot((place.unsqueeze(-2) - place.unsqueeze(-1)) % n, n).to(x.dtype)  # (..., B, n, n, n), of j from i
         # The last profile counts the cities at each place
-        profiles = th.cat((profiles, th.ones_like(profiles[..., :1])), dim=-1).mT  # (B, n, P, n)
+        profiles = F.pad(profiles, (0, 1), value=1.0).transpose(-1, -2)  # (B, n, P, n)
         seen = (profiles @ offset).flatten(-2)  # (..., B, n, P n): by distance on the circle
         times = self.time_layer(self.time_features[step]).unsqueeze(-2)
         h = self.activation(self.first_layer(seen) + times)
@@ -154,4 +156,4 @@ class TourDenoiser(nn.Module):
         moves = self.head(h) + seen @ self.around[:, self.turned].flatten(0, 1)  # (..., B, n, n)
         # From distances to places
         distance = (th.arange(n, device=x.device) - place.unsqueeze(-1)) % n
-        return moves.gather(-1, distance).mT.flatten(-2)
+        return moves.gather(-1, distance).transpose(-1, -2).flatten(-2)
