@@ -1,4 +1,3 @@
-import copy
 import math
 from typing import Any, ClassVar, TypeVar
 
@@ -33,6 +32,7 @@ from sb3_diffusion.common.losses import clip_range_by_step, clipped_surrogate_lo
 from sb3_diffusion.common.noise_schedule import MAX_DIFFUSION_STEPS, NOISE_SCHEDULES
 from sb3_diffusion.common.wrappers import AugmentedSpace
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRolloutBufferSamples, DictChainRolloutBuffer
+from sb3_diffusion.diffppo.clone import CloneMixin
 from sb3_diffusion.diffppo.policies import (
     ChainActorCriticPolicy,
     CnnPolicy,
@@ -51,13 +51,8 @@ CHAIN_GAE_LAMBDA = 0.885
 
 SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
 
-_WEIGHTS = Kind(
-    "a dict of arrays",
-    lambda value: type(value) is dict and all(isinstance(item, (np.ndarray, np.generic)) for item in value.values()),
-)
 
-
-class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
+class DiffPPO(SafeLoadMixin, EnvCheckMixin, CloneMixin, PPO):
     """
     Diffusion Proximal Policy Optimization (DiffPPO): PPO whose policy is a short denoising chain.
     Paper: DMERL, https://arxiv.org/abs/2512.02019
@@ -155,7 +150,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         "clone_coef": number(0),
         "min_denoising_std": number(0),
     }
-    attributes: ClassVar[dict[str, Kind]] = {"temperature": number(0), "clone_weights": optional(_WEIGHTS)}
+    attributes: ClassVar[dict[str, Kind]] = {"temperature": number(0), **CloneMixin.attributes}
     plain_classes = (
         *(ChainRolloutBuffer, DictChainRolloutBuffer),
         *(DiffusionActorCriticPolicy, DiffusionActorCriticCnnPolicy, DiffusionActorCriticMultiInputPolicy),
@@ -214,9 +209,6 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
         self.critic_warmup_steps = critic_warmup_steps
         self.clone_coef = clone_coef
         self.min_denoising_std = min_denoising_std
-        # Of the policy that was cloned, as arrays, which a model file holds
-        self.clone_weights: dict[str, np.ndarray] | None = None
-        self._clone: ChainActorCriticPolicy | None = None
         super().__init__(
             policy,
             env,
@@ -539,46 +531,6 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, PPO):
             }
         )
         return loss, info
-
-    def _clone_kl(self, obs: PyTorchObs, context: th.Tensor, x: th.Tensor, steps: th.Tensor) -> th.Tensor:
-        """
-        :param obs: observations
-        :param context: the same, encoded by the policy, (B, W)
-        :param x: ``x_k``, (M, B, d)
-        :param steps: ``k``, (M, B) or (M, 1)
-        :return: KL of the policy's kernels to the clone's in nats, in the mean over denoising steps, with gradients, a scalar
-        """
-        assert self._clone is not None
-        with th.no_grad():
-            cloned = self._clone.training_control_fn(self._clone.control_fn(self._clone.encode_for_actor(obs)))(x, steps)
-        control = self.policy.training_control_fn(self.policy.control_fn(context))(x, steps)
-        return self.policy.process.kl_between(control, cloned).mean()
-
-    def keep_clone(self) -> None:
-        """Let ``clone_coef`` keep the policy near what it is now, as ``pretrain`` does at its end."""
-        self.clone_weights = {name: value.cpu().numpy().copy() for name, value in self.policy.state_dict().items()}
-        self._clone = None
-
-    def _make_clone(self) -> None:
-        """
-        Build the policy that :meth:`keep_clone` has kept, unless it is there already.
-
-        :raises ValueError: if none was kept
-        """
-        if self.clone_weights is None:
-            raise ValueError(
-                f"clone_coef={self.clone_coef!r}: there is no cloned policy to stay near. Call pretrain(model, ...) first, or "
-                "model.keep_clone() to stay near the policy as it is now"
-            )
-        if self._clone is None:
-            # Without the optimizer's state, which would be copied along
-            self._clone = copy.deepcopy(self.policy, {id(self.policy.optimizer): None})
-            weights = {name: th.as_tensor(value) for name, value in self.clone_weights.items()}
-            self._clone.load_state_dict(weights)
-            self._clone.set_training_mode(False)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_clone"]
 
     def _log_chains(self) -> None:
         """Log what the chains of the last rollout say of the policy."""
