@@ -244,7 +244,8 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="draw the results that are there, and train nothing")
     args = parser.parse_args()
     args.steps = args.steps or TASKS[args.task].steps
-    args.learning_rate = args.learning_rate or TASKS[args.task].learning_rate
+    if args.learning_rate is None:
+        args.learning_rate = TASKS[args.task].learning_rate
     if args.figure:
         plot(args)
         return
