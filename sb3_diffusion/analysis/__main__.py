@@ -2,7 +2,7 @@
 Analyses from the command line::
 
     python -m sb3_diffusion.analysis bound_gap --figure bound_gap.png
-    python -m sb3_diffusion.analysis representation --jobs 2
+    python -m sb3_diffusion.analysis representation
     python -m sb3_diffusion.analysis mixture
     python -m sb3_diffusion.analysis divergence --jobs 2
     python -m sb3_diffusion.analysis k_sweep --env HalfCheetah-v5 --steps 50000 --diffusion-steps 5 10 20 --jobs 2
@@ -10,6 +10,7 @@ Analyses from the command line::
 """
 
 import argparse
+import os
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -194,12 +195,13 @@ def parse_args() -> argparse.Namespace:
     fits.add_argument(
         "--diffusion-steps", type=whole_number(1), nargs="+", default=[1, 2, 5, 10, 20, 40], help="denoising steps K"
     )
-    fits.add_argument("--updates", type=whole_number(1), default=1500, help="gradient steps of a fit")
+    fits.add_argument("--updates", type=whole_number(1), default=800, help="gradient steps of a fit")
     fits.add_argument(
-        "--steps-per-update", type=whole_number(1), default=4, help="denoising steps of each chain in a gradient step"
+        "--steps-per-update", type=whole_number(1), default=8, help="denoising steps of each chain in a gradient step"
     )
     fits.add_argument("--seed", type=seed_number, default=0, help="seed")
-    fits.add_argument("--jobs", type=whole_number(1), default=1, help="fits at a time, one thread each")
+    jobs = "fits at a time, one thread each; the default is the number of cores"
+    fits.add_argument("--jobs", type=whole_number(1), default=os.cpu_count() or 1, help=jobs)
 
     name, what = "mixture", "distance of DiffSAC's policy from the exact one, TurningGMM-v0"
     mixture = commands.add_parser(name, help=what, description=what, formatter_class=with_defaults)

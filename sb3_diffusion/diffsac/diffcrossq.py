@@ -12,7 +12,7 @@ from sb3_diffusion.diffsac.policies import DiffusionSACPolicy
 class DiffCrossQ(DiffSAC):
     """
     Diffusion CrossQ (DiffCrossQ): :class:`.DiffSAC` with CrossQ's critics, which have batch renormalisation in place of target
-    networks, and CrossQ's learning rate and delay of the actor.
+    networks, CrossQ's delay of the actor and its learning rate of the critics. The actor learns three times as fast.
     Papers: CrossQ, https://arxiv.org/abs/1902.05605; DMERL, https://arxiv.org/abs/2512.02019
 
     The arguments are those of sb3-contrib's ``CrossQ``, then :class:`.DiffSAC`'s. Where ``net_arch`` is left out the critics
@@ -21,8 +21,10 @@ class DiffCrossQ(DiffSAC):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: learning rate for adam optimizer, the same for all networks unless ``qf_learning_rate`` is given;
+    :param learning_rate: learning rate of the actor and the temperature;
         it can be a function of the current progress remaining (from 1 to 0)
+    :param qf_learning_rate: learning rate of the critics, or such a function; that of CrossQ, unless given. With None it is
+        ``learning_rate``
     :param policy_delay: update the actor and the temperature every ``policy_delay`` gradient steps
     :param replay_recency: how much more often recent transitions are drawn from the replay buffer, see :class:`.DiffSAC`;
         1, as in CrossQ, draws all equally often
@@ -36,7 +38,7 @@ class DiffCrossQ(DiffSAC):
         self,
         policy: str | type[DiffusionSACPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: float | Schedule = 3e-3,
         buffer_size: int = 1_000_000,  # 1e6
         learning_starts: int = 100,
         batch_size: int = 256,
@@ -60,7 +62,7 @@ class DiffCrossQ(DiffSAC):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        qf_learning_rate: float | Schedule | None = None,
+        qf_learning_rate: float | Schedule | None = 1e-3,
         replay_recency: float = 2.0,
         diffusion_steps: int = 5,
         noise_schedule: str = "cosine",
