@@ -92,12 +92,13 @@ def test_only_what_is_complete_counts(path):
 
 def test_the_campaign_in_its_order():
     runs = campaign.make_runs()
-    assert len({run.key for run in runs}) == len(runs) == 5 * (5 + 5 + 3 + 3 + 3 + 3) + 2
+    assert len({run.key for run in runs}) == len(runs) == 5 * (5 + 5 + 3 + 3 + 3 + 3) + 3 * 4 + 2
     assert [run.env for run in runs[:10:2]] == list(campaign.TASKS) and {run.name for run in runs[:10]} == {
         "DiffCrossQ",
         "CrossQ",
     }
-    assert [run.seed for run in runs[:-2]] == sorted(run.seed for run in runs[:-2])
+    assert [run.seed for run in runs[:-14]] == sorted(run.seed for run in runs[:-14])
+    assert {run.name for run in runs[-14:]} == {"DiffCrossQ-1e-3", "CrossQ-1024"}
     few = campaign.make_runs(envs=["Ant-v5"], algos=["SAC", "TQC"], seeds=[1])
     assert [(run.name, run.env, run.seed, run.steps) for run in few] == [
         ("SAC", "Ant-v5", 1, 100_000),
