@@ -30,7 +30,7 @@ VARIANTS: dict[str, tuple[str, int, dict[str, Any], tuple[str, ...]]] = {
     "TQC": ("sb3_contrib:TQC", 3, {}, TASKS),
     "DiffTQC": ("sb3_diffusion:DiffTQC", 3, {}, TASKS),
     "DiffWPO": ("sb3_diffusion:DiffWPO", 3, CROSSQ_CRITICS, TASKS),
-    "DiffCrossQ-1e-3": ("sb3_diffusion:DiffCrossQ", 3, {"learning_rate": 1e-3}, TASKS[:4]),
+    "DiffCrossQ-slow": ("sb3_diffusion:DiffCrossQ", 3, {"actor_lr_scale": 1.0}, TASKS[:4]),
     "CrossQ-1024": ("benchmarks.algorithms:NativeCrossQ", 2, {}, TASKS[:1]),
 }
 # Settings of all

@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pathwise": {"actor_loss": "pathwise"},
     "forward": {"divergence": "forward"},
     "all_steps": {"denoising_steps_per_update": 64},
-    "fast_actor": {"learning_rate": 3e-3, "qf_learning_rate": 1e-3},
+    "fast_actor": {"actor_lr_scale": 3.0},
     "slow_actor": {"learning_rate": 3e-4, "qf_learning_rate": 1e-3},
     "zero_entropy": {"target_entropy": 0.0},
 }

@@ -98,7 +98,7 @@ def test_the_campaign_in_its_order():
         "CrossQ",
     }
     assert [run.seed for run in runs[:-14]] == sorted(run.seed for run in runs[:-14])
-    assert {run.name for run in runs[-14:]} == {"DiffCrossQ-1e-3", "CrossQ-1024"}
+    assert {run.name for run in runs[-14:]} == {"DiffCrossQ-slow", "CrossQ-1024"}
     few = campaign.make_runs(envs=["Ant-v5"], algos=["SAC", "TQC"], seeds=[1])
     assert [(run.name, run.env, run.seed, run.steps) for run in few] == [
         ("SAC", "Ant-v5", 1, 100_000),

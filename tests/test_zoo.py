@@ -191,7 +191,7 @@ def test_unknown_hyperparameters():
         hyperparams_path("nothing")
 
 
-@pytest.mark.parametrize("algorithm, n_knobs", [(DiffSAC, 8), (DiffWPO, 10), (DiffTQC, 9), (DiffCrossQ, 10)])
+@pytest.mark.parametrize("algorithm, n_knobs", [(DiffSAC, 8), (DiffWPO, 10), (DiffTQC, 9), (DiffCrossQ, 9)])
 def test_sampler_and_converter_agree(algorithm, n_knobs):
     name = algorithm.__name__.lower()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))

@@ -12,7 +12,7 @@ from sb3_diffusion.diffsac.policies import DiffusionSACPolicy
 class DiffCrossQ(DiffSAC):
     """
     Diffusion CrossQ (DiffCrossQ): :class:`.DiffSAC` with CrossQ's critics, which have batch renormalisation in place of target
-    networks, CrossQ's delay of the actor and its learning rate of the critics. The actor learns three times as fast.
+    networks, and CrossQ's learning rate and delay of the actor. The actor's learning rate is three times as high.
     Papers: CrossQ, https://arxiv.org/abs/1902.05605; DMERL, https://arxiv.org/abs/2512.02019
 
     The arguments are those of sb3-contrib's ``CrossQ``, then :class:`.DiffSAC`'s. Where ``net_arch`` is left out the critics
@@ -21,10 +21,10 @@ class DiffCrossQ(DiffSAC):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: learning rate of the actor and the temperature;
-        it can be a function of the current progress remaining (from 1 to 0)
-    :param qf_learning_rate: learning rate of the critics, or such a function; that of CrossQ, unless given. With None it is
-        ``learning_rate``
+    :param learning_rate: learning rate for adam optimizer, the same for all networks unless ``qf_learning_rate`` is given,
+        times ``actor_lr_scale`` for the actor; it can be a function of the current progress remaining (from 1 to 0)
+    :param actor_lr_scale: learning rate of the actor over ``learning_rate``, which the temperature and, unless
+        ``qf_learning_rate`` is given, the critics have; a chain of several steps learns too slowly at 1
     :param policy_delay: update the actor and the temperature every ``policy_delay`` gradient steps
     :param replay_recency: how much more often recent transitions are drawn from the replay buffer, see :class:`.DiffSAC`;
         1, as in CrossQ, draws all equally often
@@ -38,7 +38,7 @@ class DiffCrossQ(DiffSAC):
         self,
         policy: str | type[DiffusionSACPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-3,
+        learning_rate: float | Schedule = 1e-3,
         buffer_size: int = 1_000_000,  # 1e6
         learning_starts: int = 100,
         batch_size: int = 256,
@@ -62,7 +62,8 @@ class DiffCrossQ(DiffSAC):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        qf_learning_rate: float | Schedule | None = 1e-3,
+        qf_learning_rate: float | Schedule | None = None,
+        actor_lr_scale: float = 3.0,
         replay_recency: float = 2.0,
         diffusion_steps: int = 5,
         noise_schedule: str = "cosine",
@@ -104,6 +105,7 @@ class DiffCrossQ(DiffSAC):
             seed=seed,
             device=device,
             qf_learning_rate=qf_learning_rate,
+            actor_lr_scale=actor_lr_scale,
             policy_delay=policy_delay,
             critic_type="crossq",
             replay_recency=replay_recency,

@@ -83,6 +83,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         "tau": FRACTION,
         "target_update_interval": whole(1),
         "qf_learning_rate": optional(scheduled(POSITIVE)),
+        "actor_lr_scale": POSITIVE,
         "policy_delay": whole(1),
         "critic_type": choice(CRITIC_RULES),
         "replay_recency": number(1),
@@ -131,6 +132,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         seed: int | None = None,
         device: th.device | str = "auto",
         qf_learning_rate: float | Schedule | None = None,
+        actor_lr_scale: float = 1.0,
         policy_delay: int = 1,
         critic_type: str = "sac",
         replay_recency: float = 1.0,
@@ -151,6 +153,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         self.critic_warmup_steps = critic_warmup_steps
         self.demonstration_buffer: ReplayBuffer | None = None
         self.qf_learning_rate = qf_learning_rate
+        self.actor_lr_scale = actor_lr_scale
         self.policy_delay = policy_delay
         self.critic_type = critic_type
         self.replay_recency = replay_recency
@@ -306,6 +309,8 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
         self._update_learning_rate(optimizers)
+        learning_rate = self.lr_schedule(self._current_progress_remaining)
+        update_learning_rate(self.actor.optimizer, self.actor_lr_scale * learning_rate)
         qf_learning_rate = (self.qf_lr_schedule or self.lr_schedule)(self._current_progress_remaining)
         update_learning_rate(self.critic.optimizer, qf_learning_rate)
         if self.policy.diffusion_value is not None:

@@ -97,7 +97,6 @@ def sample_diffcrossq_params(
     """
     sampled = sample_off_policy_params(trial, additional_args)
     sampled["policy_delay"] = trial.suggest_int("policy_delay", 1, 4)
-    sampled["qf_learning_rate"] = trial.suggest_float("qf_learning_rate", 1e-4, 5e-3, log=True)
     return convert_diffcrossq_params(sampled)
 
 
