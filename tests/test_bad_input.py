@@ -40,6 +40,7 @@ from tests.test_diffsac import make_model
         (dict(denoising_steps_per_update=0), "denoising_steps_per_update=0: it must be an integer of at least 1"),
         (dict(target_update_interval=0), "target_update_interval=0"),
         (dict(qf_learning_rate=-1e-3), "qf_learning_rate=-0.001: it must be a positive and finite number"),
+        (dict(actor_lr_scale=0), "actor_lr_scale=0: it must be a positive and finite number"),
         (dict(diffusion_steps="five"), "diffusion_steps='five'"),
         (dict(diffusion_steps=None), "diffusion_steps=None"),
         (dict(prior_std="1.0"), "prior_std='1.0'"),

@@ -295,7 +295,7 @@ def test_keywords_in_sb3_contribs_order(ours, theirs):
 
 def test_the_named_algorithms_are_settings_of_diffsac():
     """Weight by weight: DiffCrossQ and DiffTQC have no training of their own."""
-    crossq = dict(critic_type="crossq", learning_rate=1e-3, policy_delay=3, replay_recency=2.0)
+    crossq = dict(critic_type="crossq", learning_rate=1e-3, actor_lr_scale=3, policy_delay=3, replay_recency=2.0)
     tqc = dict(critic_type="tqc", policy_kwargs=dict(net_arch=[16], top_quantiles_to_drop_per_net=2))
     for algorithm, settings in ((DiffCrossQ, crossq), (DiffTQC, tqc)):
         named, plain = make_model(algorithm).learn(20), make_model(DiffSAC, **settings).learn(20)
@@ -309,6 +309,23 @@ def test_optimizers_of_crossq():
         assert network.optimizer.defaults["betas"] == (0.5, 0.999) and network.optimizer.defaults["lr"] == 1e-3
     given = make_model(policy_kwargs=dict(net_arch=[16], optimizer_kwargs=dict(betas=(0.9, 0.99))))
     assert given.critic.optimizer.defaults["betas"] == (0.9, 0.99)
+
+
+def test_learning_rate_of_the_actor(tmp_path):
+    """Of the actor alone, at every progress of a schedule, and in saved models."""
+    model = make_model(learning_rate=lambda progress: 1e-3 * progress, actor_lr_scale=2.0, policy_delay=1).learn(40)
+    model.save(tmp_path / "model.zip")
+    loaded = DiffCrossQ.load(tmp_path / "model.zip", env=model.get_env())
+    loaded.replay_buffer = model.replay_buffer
+    for trained in (model, loaded):
+        trained.set_logger(model.logger)
+        trained._current_progress_remaining = 0.5
+        trained.train(1, 8)
+        rates = [
+            optimizer.param_groups[0]["lr"]
+            for optimizer in (trained.actor.optimizer, trained.critic.optimizer, trained.ent_coef_optimizer)
+        ]
+        assert rates == [1e-3, 5e-4, 5e-4]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
