@@ -43,7 +43,7 @@ from sb3_diffusion.imitation import Demonstrations, fill_replay_buffer, load_dem
 
 RESULT = Path(__file__).parent / "results" / "cloning.json"
 CHEETAH = "HalfCheetah-v5"
-TEACHER: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[128, 128]))
+TEACHER: dict[str, Any] = dict(actor_lr_scale=1.0, policy_kwargs=dict(net_arch=[128, 128]))
 
 
 def save(key: str, entry: dict[str, Any]) -> None:
