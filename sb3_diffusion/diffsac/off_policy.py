@@ -305,10 +305,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         """
         self.policy.set_training_mode(True)
         set_batch_renorm_training(self.actor.score_network, False)
-        optimizers: list[th.optim.Optimizer] = [self.actor.optimizer]
-        if self.ent_coef_optimizer is not None:
-            optimizers.append(self.ent_coef_optimizer)
-        self._update_learning_rate(optimizers)
+        self._update_learning_rate([] if self.ent_coef_optimizer is None else [self.ent_coef_optimizer])
         learning_rate = self.lr_schedule(self._current_progress_remaining)
         update_learning_rate(self.actor.optimizer, self.actor_lr_scale * learning_rate)
         qf_learning_rate = (self.qf_lr_schedule or self.lr_schedule)(self._current_progress_remaining)
