@@ -35,7 +35,7 @@ def make_parser(description: str | None, out: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--ray", nargs="?", const="local", metavar="ADDRESS", help="by Ray, on this machine, or with 'auto' on a cluster"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{out}.csv", help="results; what is there is not run again")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{out}.csv", help="results; runs that are there are skipped")
     return parser
 
 

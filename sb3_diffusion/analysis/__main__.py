@@ -158,7 +158,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1], help="seeds, a run of each variant with each")
     parser.add_argument("--jobs", type=whole_number(1), default=1, help="runs at a time, one thread each")
     parser.add_argument(
-        "--out", type=new_file, default=Path(out), help="CSV file of the results; what is there is not run again"
+        "--out", type=new_file, default=Path(out), help="CSV file of the results; runs that are there are skipped"
     )
 
 

@@ -221,7 +221,7 @@ def bound_gap(
     **fit_kwargs: Any,
 ) -> list[dict[str, Any]]:
     """
-    Fit chains to :func:`peaks_log_prob` and measure what the bound on their entropy loses.
+    Fit chains to :func:`peaks_log_prob` and measure the gap of the bound on their entropy.
 
     :param diffusion_steps: numbers of denoising steps K
     :param noise_schedules: names of noise schedules
@@ -231,7 +231,7 @@ def bound_gap(
     :return: for each schedule and K a row with the output of :func:`measure_gap`
     :raises ValueError: for another dimension, an unknown schedule or number of steps, or see :func:`measure_gap`
     """
-    make_grid(dim)  # what is wrong must show before the first fit
+    make_grid(dim)  # Errors must show before the first fit
     steps = list(diffusion_steps)
     schedules = {(name, k): NoiseSchedule(k, name, prior_std) for name in noise_schedules for k in steps}
     return [

@@ -41,7 +41,7 @@ def divergence(
     Train DiffSAC with the reverse KL, by each of the given estimators, and with the forward KL.
 
     :param env_id: environment; for those of ``DIVERGENCE_TASKS`` the other arguments have defaults
-    :param path: CSV file of the results; what is there is not run again
+    :param path: CSV file of the results; runs that are there are skipped
     :param actor_losses: estimators of the gradient of the reverse KL; if None the task's, or ``adjoint`` and ``pathwise``
     :param n_jobs: runs at a time, in processes of their own; with 1 they run in this process
     :param kwargs: other arguments of :func:`.variants_of`

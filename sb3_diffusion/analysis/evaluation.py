@@ -26,7 +26,7 @@ class EvaluationPoints(BaseCallback):
     :param n_episodes: episodes of each evaluation
     :param logged: keys of the logger; each point has their means since the point before
     :param measure: further measurement of the model at each evaluation
-    :param name: name of the run, before what is printed of each evaluation; the model's class if None
+    :param name: name of the run, before each printed evaluation; the model's class if None
     :param points: points of the same run that are there already, when it goes on after an interruption
     :param save: is given all the points after each evaluation
     """

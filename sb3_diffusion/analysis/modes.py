@@ -65,7 +65,7 @@ def mode_coverage(model: BaseAlgorithm, env: str | gym.Env, n_samples: int = 100
     Shares of the modes of one of this package's environments among the policy's sampled actions.
 
     :param model: trained model, of any algorithm of Stable-Baselines3; for ``TurningGMM`` one with a denoising chain. If it
-        was trained in a ``VecNormalize``, load it with that, so that it sees what it is used to
+        was trained in a ``VecNormalize``, load it with that, so that observations are normalised as in training
     :param env: ``MultiGoal-v0``, ``TurningDoubleWell-v0`` or ``TurningGMM-v0``, or its id
     :param n_samples: actions at each state
     :return: for ``MultiGoal`` ``shares`` of the goals that first actions from the exact origin point to, (4,). For

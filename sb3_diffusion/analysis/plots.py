@@ -1,4 +1,4 @@
-"""Pictures of what a policy does. Each function draws on matplotlib's axes and returns them."""
+"""Pictures of a policy. Each function draws on matplotlib's axes and returns them."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,6 +1,6 @@
 """
 Results of a campaign, as two files. ``<name>.csv`` is tidy: a row for each evaluation of each run. ``<name>.json`` beside it
-says line by line what each run is and what it was made with.
+gives the settings and versions of each run, line by line.
 """
 
 import importlib.metadata

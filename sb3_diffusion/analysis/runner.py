@@ -253,7 +253,7 @@ def so_far(runs: list[Run], path: str | Path) -> pd.DataFrame:
 
 def run_all(runs: list[Run], path: str | Path, jobs: int | None = None, ray_address: str | None = None) -> pd.DataFrame:
     """
-    Carry out what is missing, in the order given, and add it to the campaign's files.
+    Carry out the missing runs, in the order given, and add them to the campaign's files.
 
     :param runs: runs
     :param path: CSV file of the campaign
@@ -288,7 +288,7 @@ def run_all(runs: list[Run], path: str | Path, jobs: int | None = None, ray_addr
     except Timeout as error:
         raise RuntimeError(f"Another process is at {path}: wait for it, or choose another file") from error
     if failures:
-        raise RuntimeError(f"Not ended: {', '.join(failures)}. The same command goes on with what is missing")
+        raise RuntimeError(f"Not ended: {', '.join(failures)}. The same command goes on with the rest")
     return so_far(runs, path)
 
 

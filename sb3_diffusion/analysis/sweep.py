@@ -124,7 +124,7 @@ def k_sweep(
 
     :param env_id: environment
     :param steps: steps of the environment of each run
-    :param path: CSV file of the results; what is there is not run again
+    :param path: CSV file of the results; runs that are there are skipped
     :param diffusion_steps: numbers of denoising steps K
     :param n_jobs: runs at a time, in processes of their own; with 1 they run in this process
     :param chain_kwargs: keyword arguments of DiffSAC alone

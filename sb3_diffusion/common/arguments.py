@@ -129,7 +129,7 @@ def check_arguments(values: Any, kinds: Mapping[str, Kind]) -> None:
     """
     :param values: object that has the arguments as attributes
     :param kinds: table of arguments
-    :raises ValueError: for the first argument that is not of its kind, with its value and what is allowed
+    :raises ValueError: for the first argument that is not of its kind, with its value and the allowed ones
     """
     for name, kind in kinds.items():
         value = getattr(values, name)

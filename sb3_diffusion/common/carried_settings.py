@@ -67,7 +67,7 @@ def _compare(module: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> l
     """
     :param module: module with settings
     :param state_dict: a state dict
-    :param prefix: what stands before the names of the module's entries there
+    :param prefix: prefix of the module's entries there
     :return: an error for each setting that it says to be another
     """
     choices, (name, number) = module.carried_settings  # type: ignore[misc]

@@ -75,7 +75,7 @@ class OwnDenoiser(nn.Module):
     def unroll(self, context: th.Tensor) -> Callable[[th.Tensor | None, int], th.Tensor]:
         """
         :param context: output of :meth:`encode`
-        :return: a function of what the network sees of ``x_k``, None for zeros, and of ``k``, whose result is its output
+        :return: a function of the network's input for ``x_k``, None for zeros, and of ``k``, whose result is its output
         """
         zeros = hidden_latent(context, self.input_dim)
         return lambda x, step: self(context, zeros if x is None else x, step)

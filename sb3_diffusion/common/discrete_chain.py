@@ -85,7 +85,7 @@ def posterior_kernel(
     """
     reference = noising_log_prob(uniform, 1 - at_step(schedule.beta, step), x)
     alpha_bar = at_step(schedule.alpha_bar, step - 1).unsqueeze(-1)
-    # In logarithms, so that what a sharp belief excludes keeps its gradient
+    # In logarithms, so that categories which a sharp belief excludes keep their gradient
     prior = th.log(1 - alpha_bar).clamp_min(LOG_ZERO) + th.log(uniform.clamp_min(TINY))
     kept = th.log(alpha_bar) + belief
     noised_belief = kept + F.softplus(prior - kept)  # th.logaddexp, which ONNX does not have

@@ -72,7 +72,7 @@ class GraphDenoiser(nn.Module):
         self.n_nodes, self.n_features, self.width = action_dim, n_extra // action_dim, width
         self.value = output_dim == 1
         self.n_inputs, self.n_outputs = input_dim // action_dim, 1 if self.value else output_dim // action_dim
-        # The degree is what a node has where it has no features
+        # A node without features has its degree
         self.node_layer = nn.Linear(1 + self.n_features, width)
         self.latent_layer = nn.Linear(self.n_inputs, width, bias=False)
         self.time_layer = nn.Linear(TIME_FEATURES, width, bias=False)

@@ -305,7 +305,7 @@ def clipped_surrogate_loss(
     :param old_log_prob: the same under the policy of the rollout, (...)
     :param advantages: advantages, (...)
     :param clip_range: bound of the ratio's distance from 1, a number or one for each step, (...)
-    :return: loss, a scalar, and what to log: the share of ratios beyond the range, and Schulman's estimate of the KL
+    :return: loss, a scalar, and entries of the log: the share of ratios beyond the range, and Schulman's estimate of the KL
         between the two policies
     """
     log_ratio = log_prob - old_log_prob

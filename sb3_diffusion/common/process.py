@@ -76,7 +76,7 @@ class ChainProcess(ABC):
     @property
     @abstractmethod
     def critic_space(self) -> spaces.Box:
-        """The space of what a critic sees of an action, see :meth:`critic_input`."""
+        """Space of the critic's input for an action, see :meth:`critic_input`."""
 
     @property
     @abstractmethod
@@ -274,7 +274,7 @@ class ChainProcess(ABC):
         :param schedule: noise schedule
         :param action: actions as :meth:`to_action` gives them, (B, ...)
         :param steps: steps to take of each chain, each with the same probability, (M, B) or (M, 1)
-        :return: what :meth:`log_likelihood` needs of them, see :mod:`.likelihood`
+        :return: noised actions for :meth:`log_likelihood`, see :mod:`.likelihood`
         """
 
     @abstractmethod
@@ -549,7 +549,7 @@ class CategoricalProcess(ChainProcess):
 def make_process(action_space: spaces.Space, kernel: str = "reference", learn_std: bool = True) -> ChainProcess:
     """
     :param action_space: the environment's action space
-    :param kernel: of real actions: what the network says of a step, ``"reference"`` or ``"posterior"``
+    :param kernel: of real actions: meaning of the network's output, ``"reference"`` or ``"posterior"``
     :param learn_std: of real actions: whether the network gives standard deviations, too
     :return: the chain that ends in such actions
     """

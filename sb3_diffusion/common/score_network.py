@@ -228,7 +228,7 @@ class ControlNetwork(ControlOutput, DenoisingNetwork):
     :param denoiser_activation_fn: activation of the head
     :param learn_std: whether the standard deviation of each kernel is learned or the reference kernel's
     :param kernel: meaning of the output: ``"reference"``, by how much the kernel differs from the reference
-        kernel, or ``"posterior"``, what it believes of ``x_0``, see :func:`.chain.posterior_control`
+        kernel, or ``"posterior"``, its belief of ``x_0``, see :func:`.chain.posterior_control`
     :param control_scale: factor on the control; if None ``K^-0.5``, since what one step has to add shrinks with their
         number, and so does what one step of the optimizer may add, and 1 for a belief
     :param encoder_batch_norm: keyword arguments of the batch renormalisation before each layer of the encoder, as in CrossQ's

@@ -31,7 +31,7 @@ NumpyObs = np.ndarray | dict[str, np.ndarray]
 
 class FlatAugmentedSpace(spaces.Box):
     """
-    ``(s, x_k, k)`` in one array. The type tells a diffusion policy what the last entries are.
+    ``(s, x_k, k)`` in one array. The type tells a diffusion policy the meaning of the last entries.
 
     :param low: lower bounds
     :param high: upper bounds

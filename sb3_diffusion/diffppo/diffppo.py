@@ -120,7 +120,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, CloneMixin, PPO):
         action, as in DPPO; ``predict`` has no such floor
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises AssertionError: for actions that are not a ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary``
-    :raises ValueError: for an argument that is out of range, saying what is allowed
+    :raises ValueError: for an argument that is out of range, with the allowed ones
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -284,7 +284,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, CloneMixin, PPO):
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = DictChainRolloutBuffer if is_dict else ChainRolloutBuffer
-        # As with use_sde, the algorithm hands the policy and the buffer what they need
+        # As with use_sde, the algorithm hands its settings to the policy and the buffer
         needed: dict[str, Any] = dict(
             diffusion_steps=self.diffusion_steps,
             noise_schedule=self.noise_schedule,
@@ -490,7 +490,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, CloneMixin, PPO):
 
         :param data: minibatch of chains
         :param clip_ranges: clip range of each step, a number for all or (K,)
-        :return: loss, a scalar, and what to log
+        :return: loss, a scalar, and entries of the log
         """
         advantages, kl_coef = data.advantages, th.tensor(self.temperature, device=self.device)
         # Normalization does not make sense if mini batchsize == 1, see GH issue #325
@@ -533,7 +533,7 @@ class DiffPPO(SafeLoadMixin, EnvCheckMixin, CloneMixin, PPO):
         return loss, info
 
     def _log_chains(self) -> None:
-        """Log what the chains of the last rollout say of the policy."""
+        """Log statistics of the chains of the last rollout."""
         buffer, schedule = self.rollout_buffer, self.policy.schedule
         x = th.as_tensor(buffer.actions, device=self.device).reshape(-1, self.diffusion_steps + 1, self.policy.action_dim)
         x = x.transpose(0, 1)  # (K+1, N, d)

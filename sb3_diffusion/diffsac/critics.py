@@ -146,7 +146,7 @@ class CriticRule:
         :param next_actions: the current policy's actions at the next observations, (B, d)
         :param next_log_prob: bound on their log-probability, (B,)
         :param ent_coef: temperature alpha
-        :return: loss, a scalar, and what it is made of, for the error if it is not finite
+        :return: loss, a scalar, and its terms, for the error if it is not finite
         """
         q_values, next_q_values = self.evaluate(critic, critic_target, replay_data, next_actions)
         next_values, (rewards, dones) = self.next_values(next_q_values), (replay_data.rewards, replay_data.dones)

@@ -31,7 +31,7 @@ class DiffCrossQ(DiffSAC):
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see :class:`.DiffusionSACPolicy`;
         of CrossQ's critics there are ``batch_norm_momentum``, ``batch_norm_eps`` and ``renorm_warmup_steps``
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :raises ValueError: for an argument that is out of range, saying what is allowed
+    :raises ValueError: for an argument that is out of range, with the allowed ones
     """
 
     def __init__(

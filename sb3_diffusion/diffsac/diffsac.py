@@ -110,11 +110,11 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
     :param demonstration_share: share of each batch that is drawn from demonstrations (RLPD, arXiv 2302.02948), which
         :func:`.fill_replay_buffer` has put into a buffer of their own
     :param demonstration_coef: weight, in the actor's loss, of the log-likelihood of the demonstrations' actions, in units of
-        the reward a nat; it holds the policy to what it has cloned. It can be a function of the remaining progress (from 1
+        the reward a nat; it holds the policy to the demonstrations. It can be a function of the remaining progress (from 1
         to 0), so that the policy may leave in the end what it has cloned
     :param critic_warmup_steps: steps of the environment in which the critics learn and the actor and the temperature do not
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :raises ValueError: for an argument that is out of range, saying what is allowed
+    :raises ValueError: for an argument that is out of range, with the allowed ones
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

@@ -24,7 +24,7 @@ class DiffTQC(DiffSAC):
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see :class:`.DiffusionSACPolicy`; of
         TQC's critics there is ``n_quantiles``
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :raises ValueError: for an argument that is out of range, saying what is allowed
+    :raises ValueError: for an argument that is out of range, with the allowed ones
     """
 
     arguments: ClassVar[dict[str, Kind]] = {**DiffSAC.arguments, "top_quantiles_to_drop_per_net": whole()}

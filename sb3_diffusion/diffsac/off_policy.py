@@ -428,8 +428,8 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         """
         The arguments are those of :meth:`_update_actor`.
 
-        :return: loss, a scalar, of which the gradient alone has a meaning; the latent values ``V_0(s, x_0)``, (n B,); what to
-            log
+        :return: loss, a scalar, of which the gradient alone has a meaning; the latent values ``V_0(s, x_0)``, (n B,);
+            entries of the log
         """
         raise NotImplementedError
 
@@ -495,7 +495,7 @@ class DiffusionOffPolicyAlgorithm(SafeLoadMixin, EnvCheckMixin, SAC, _ChainActio
         :param chain_steps: steps of these chains, (M, n B)
         :param log_std_ratio: log-ratio of the standard deviations there, (M, n B, d)
         :param ent_coef: temperature alpha
-        :return: ``V_0(s, x_0)``, (n B,); gradient of ``V_{k-1}(s, x_{k-1})`` of the given steps, (M, n B, d); what to log
+        :return: ``V_0(s, x_0)``, (n B,); gradient of ``V_{k-1}(s, x_{k-1})`` of the given steps, (M, n B, d); log entries
         """
         schedule = self.actor.schedule
         value, gradient = latent_value_and_gradient(self._make_value_fn(obs), schedule, chain.x[0], ent_coef)

@@ -55,7 +55,7 @@ class DiffusionActor(ChainPolicy, BasePolicy):
     :param actor_batch_norm: whether a batch renormalisation stands before each layer of the encoder
     :param batch_norm_kwargs: its keyword arguments ``momentum``, ``eps`` and ``warmup_steps``
     :param kernel: meaning of the network's output: ``"reference"``, by how much its kernel differs from the reference
-        kernel, or ``"posterior"``, what it believes of ``x_0``, see :func:`.chain.posterior_control`
+        kernel, or ``"posterior"``, its belief of ``x_0``, see :func:`.chain.posterior_control`
     :param compile_chain: compile the loop over the denoising steps, see ``torch.compile``
     :param normalize_images: whether to divide images by 255
     """

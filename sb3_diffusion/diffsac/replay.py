@@ -36,7 +36,7 @@ def sample_transitions(
     :param buffer: replay buffer; one with a ``sample`` of its own, such as ``HerReplayBuffer``, draws as it does
     :param batch_size: number of transitions B
     :param recency: see :func:`recent_indices`
-    :param env: normalises what is drawn
+    :param env: normalises the transitions
     :return: transitions
     """
     if recency == 1 or getattr(buffer.sample, "__func__", None) not in _UNIFORM:

@@ -50,7 +50,7 @@ class DiffWPO(DiffusionOffPolicyAlgorithm):
     :param demonstration_coef: weight of the demonstrations' log-likelihood in the actor's loss, see :class:`.DiffSAC`
     :param critic_warmup_steps: steps of the environment in which only the critics learn
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :raises ValueError: for an argument that is out of range, saying what is allowed
+    :raises ValueError: for an argument that is out of range, with the allowed ones
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

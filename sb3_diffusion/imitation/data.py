@@ -35,7 +35,7 @@ class Episode(NamedTuple):
     :param actions: actions in the environment's bounds, (T, ...)
     :param rewards: rewards, (T,), if known
     :param terminated: whether the environment ended it, and it was not cut off
-    :param next_observations: what follows each step, T of them, if given
+    :param next_observations: next observation of each step, T of them, if given
     """
 
     observations: NumpyObs
@@ -51,7 +51,7 @@ class Demonstrations(NamedTuple):
 
     :param observations: observations, (N, ...)
     :param actions: actions in the environment's bounds, (N, ...)
-    :param next_observations: what follows, (N, ...); where ``has_next`` is False it is not known, and the observation itself
+    :param next_observations: next observations, (N, ...); the observation itself where ``has_next`` is False
     :param has_next: whether the next observation is known, or not needed because the episode terminates, (N,)
     :param rewards: rewards, (N,), None if not known
     :param terminations: whether the environment ended the episode here, (N,)
@@ -74,7 +74,7 @@ class Demonstrations(NamedTuple):
 
 def map_obs(function: Callable[[np.ndarray], Any], obs: NumpyObs) -> Any:
     """
-    :param function: what to do with an array
+    :param function: function of one array
     :param obs: array or arrays by key
     :return: the result, or the results by key
     """

@@ -142,7 +142,7 @@ def normalized_observations(model: BaseAlgorithm, obs: NumpyObs, fit: bool) -> N
     :param model: model
     :param obs: observations as the environment gives them, (N, ...)
     :param fit: take the statistics from these observations
-    :return: what the model gets of them, through its ``VecNormalize`` if it has one
+    :return: the model's input, normalized if it has a ``VecNormalize``, (N, ...)
     :raises ValueError: if there are no statistics
     """
     vec_normalize = model.get_vec_normalize_env()

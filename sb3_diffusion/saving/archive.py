@@ -103,7 +103,7 @@ def load_tensors(content: bytes, what: str, device: th.device) -> dict[Any, Any]
     entries = read_entries(io.BytesIO(content), what, _TENSOR_ENTRY.fullmatch)
     try:
         check_pickle(next((entry for name, entry in entries.items() if name.endswith("/data.pkl")), b""))
-        # Packed anew, so that PyTorch's own reader of archives sees what has been checked
+        # Packed anew, so that PyTorch's own reader of archives sees the entries that were checked
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:
             for name, entry in entries.items():

@@ -91,11 +91,11 @@ def _is_plain(value: Any) -> bool:
 
 def keep_plain(name: str, value: Any) -> Any:
     """
-    Drop what has no plain form from the statistics of episodes: environments may add anything, and no training depends on it.
+    Drop values without a plain form from the statistics of episodes: environments may add any, and training needs none.
 
     :param name: name of an attribute
     :param value: its value
-    :return: the same; of statistics of episodes what has a plain form
+    :return: the same; of statistics of episodes those with a plain form
     """
     if name == "tensorboard_log" and isinstance(value, pathlib.PurePath):
         return str(value)

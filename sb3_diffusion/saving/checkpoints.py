@@ -174,7 +174,7 @@ class CheckpointCallback(BaseCallback):
         if signum == signal.SIGINT:
             # A terminal sends Ctrl-C to the workers of a SubprocVecEnv, too
             stop_dead_workers(self.training_env)
-        # 128 + the signal is what a shell says of a process that a signal has ended
+        # As a shell does, 128 + the number of the signal that ended the process
         raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:

@@ -127,7 +127,7 @@ def _make_with_numbers(cls: type) -> Callable[..., Any]:
     return make
 
 
-# How objects are made of what a file says, which may be anything
+# Constructors of objects from a file's content, which may be anything
 
 
 def _make_float_schedule(value_schedule: Any) -> FloatSchedule:
@@ -201,7 +201,7 @@ def _make_ou_noise(noise_prev: Any, mean: Any, initial_noise: Any, dtype: Any, *
 def _make_vectorized_noise(base_noise: Any, noises: Any) -> VectorizedActionNoise:
     good = isinstance(base_noise, ActionNoise) and isinstance(noises, list) and len(noises) > 0
     expect(good and all(type(noise) is type(base_noise) for noise in noises), "VectorizedActionNoise without noises")
-    # The constructor resets what it is given
+    # The constructor resets the noises that it is given
     noise = VectorizedActionNoise(base_noise, 1)
     noise.n_envs, noise._noises = len(noises), noises
     return noise
@@ -252,7 +252,7 @@ _FORM_NAMES = {of_type.type_name: name for name, of_type in FORMS.items()}
 def register_schedule(cls: type, make: Callable[..., Any], *names: str) -> None:
     """
     :param cls: class of schedules that files may hold from now on
-    :param make: makes one of what a file says, which may be anything
+    :param make: makes one from a file's content, which may be anything
     :param names: its keyword arguments, which are attributes of the same name
     """
     SCHEDULES.append(cls)

@@ -61,7 +61,7 @@ MAX_HER_TRANSITIONS = 10**7
 
 
 class SafeLoadMixin(BaseAlgorithm):
-    """An algorithm whose models can be loaded without unpickling. What a file may say of it is what it declares."""
+    """An algorithm whose models can be loaded without unpickling. Files may set the attributes that it declares."""
 
     # What its own arguments may be, and other attributes that belong to a trained model
     arguments: ClassVar[dict[str, Kind]] = {}
@@ -347,7 +347,7 @@ def _load_model(
         raise UnsafeModelError(f"{file.what} is of a {show.repr(file.family[0])}, not of a {algorithm.__name__}")
     given = {name: item for name, item in (custom_objects or {}).items() if name in {**file.attributes, **file.not_stored}}
     given.update(kwargs)
-    # What is given must be what is stored; only what is not stored is taken from the caller
+    # Given policy_kwargs must equal the stored ones; those that could not be stored are taken from the caller
     stored = "policy_kwargs" in file.attributes
     data = _read_attributes(algorithm, file, given.keys() - {"policy_kwargs"} if stored else given, has_env=env is not None)
     if stored and "policy_kwargs" in kwargs and kwargs["policy_kwargs"] != data["policy_kwargs"]:
@@ -398,7 +398,7 @@ def load_safe(
     :param custom_objects: settings to replace upon loading, if the file has them
     :param print_system_info: Whether to print system info from the saved model and the current system info
     :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior.
-    :param kwargs: extra arguments to change the model when loading; what the file could not store is given here
+    :param kwargs: extra arguments to change the model when loading, and those that the file could not store
     :return: the model
     :raises UnsafeModelError: for a file that is broken, crafted, or has what only unpickling could read
     """
@@ -418,7 +418,7 @@ def _print_info(file: _ModelFile) -> None:
     print("== CURRENT SYSTEM INFO ==")
     get_system_info()
     print("== SAVED MODEL SYSTEM INFO ==")
-    # A terminal obeys what is not printable
+    # A terminal obeys control characters
     text = file.entries.get(_SYSTEM_INFO, b"")[:10_000].decode(errors="replace")
     print("".join(sign for sign in text if sign.isprintable() or sign == "\n"))
 

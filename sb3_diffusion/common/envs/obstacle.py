@@ -149,7 +149,7 @@ def demonstrate(env: gym.Env, n_episodes: int, noise: float = 0.05, seed: int = 
 
     :param env: an :class:`ObstacleEnv`, wrapped or not
     :param n_episodes: number of episodes
-    :param noise: standard deviation of what is added to the planner's actions
+    :param noise: standard deviation of the noise on the planner's actions
     :param seed: seed of the starts and the noise
     :return: ``observations``, ``next_observations`` and ``actions``, each (N, 2), ``rewards``, ``dones`` (the episode ended)
         and ``truncations`` (it was cut off), each (N,)
