@@ -23,8 +23,7 @@ class DiffCrossQ(DiffSAC):
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: learning rate for adam optimizer, the same for all networks unless ``qf_learning_rate`` is given,
         times ``actor_lr_scale`` for the actor; it can be a function of the current progress remaining (from 1 to 0)
-    :param actor_lr_scale: learning rate of the actor over ``learning_rate``, which the temperature and, unless
-        ``qf_learning_rate`` is given, the critics have
+    :param actor_lr_scale: the actor's learning rate is this times ``learning_rate``
     :param policy_delay: update the actor and the temperature every ``policy_delay`` gradient steps
     :param replay_recency: how much more often recent transitions are drawn from the replay buffer, see :class:`.DiffSAC`;
         1, as in CrossQ, draws all equally often

@@ -82,7 +82,7 @@ class DiffSAC(DiffusionOffPolicyAlgorithm):
     :param device: Device (cpu, cuda, ...) on which the code should be run.
         Setting it to auto, the code will be run on the GPU if possible.
     :param qf_learning_rate: learning rate of the critics and of the value network, if it is to differ
-    :param actor_lr_scale: learning rate of the actor over ``learning_rate``, which the temperature keeps
+    :param actor_lr_scale: the actor's learning rate is this times ``learning_rate``; the temperature has ``learning_rate``
     :param policy_delay: update the actor and the temperature every ``policy_delay`` gradient steps
     :param critic_type: critics: ``"sac"``; ``"crossq"``, which have batch renormalisation in place of target networks, see
         :class:`.DiffCrossQ`, whose other settings belong to them; or ``"tqc"``, which have quantiles of the return, see
